@@ -1,0 +1,85 @@
+package guestconn
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Guest is a connection to one guest agent. It reconnects by itself for as
+// long as its VM lives. Safe for concurrent use.
+type Guest interface {
+	// Ready waits until the link is up and the agent has said hello.
+	Ready(ctx context.Context) (Hello, error)
+	// Configure gives the guest who and where it is.
+	Configure(ctx context.Context, c Config) (Facts, error)
+	// SyncClock sends the host's time.
+	SyncClock(ctx context.Context) error
+	// Shutdown asks the guest to end its processes within grace and power off.
+	// It returns when the guest has acknowledged.
+	Shutdown(ctx context.Context, grace time.Duration) error
+	// Exec runs a command to its end and collects its output.
+	Exec(ctx context.Context, e Exec) (Result, error)
+	// Memory tells how much memory the guest uses and has, in bytes.
+	Memory(ctx context.Context) (used, total uint64, err error)
+	// Transport carries HTTP/2 requests to the guest's APIs. It never dials
+	// anything else.
+	Transport() http.RoundTripper
+	// DialPort opens a TCP connection to a port of the guest, as from inside
+	// it: its loopback first, then its own address.
+	DialPort(ctx context.Context, port uint16) (net.Conn, error)
+	// Close ends the connection and waits for its goroutines.
+	Close() error
+}
+
+// Hello is what the guest agent says of itself when the link comes up.
+type Hello struct {
+	AgentVersion string
+	Features     []string
+}
+
+// Config is who and where a guest is.
+type Config struct {
+	ID          string
+	MachineID   string // 32 hex digits
+	Address     string // with prefix length; empty: no network
+	Gateway     string
+	DNS         []string
+	MTU         int
+	Env         map[string]string
+	DefaultUser string
+	DefaultCwd  string
+}
+
+// Facts is what a configured guest tells of itself.
+type Facts struct {
+	AgentVersion  string
+	KernelVersion string
+	BootID        string
+	Warnings      []string
+}
+
+// Exec is one command to run.
+type Exec struct {
+	Cmd     string
+	Args    []string
+	Env     map[string]string
+	Cwd     string
+	User    string
+	Stdin   []byte
+	Timeout time.Duration // 0: none
+	// MaxOutput caps each stream of the result, in bytes. What comes after is
+	// read and dropped.
+	MaxOutput int
+}
+
+// Result is how a command ended.
+type Result struct {
+	Stdout, Stderr                   []byte
+	StdoutTruncated, StderrTruncated bool
+	ExitCode                         int    // 128+n when signal n ended it
+	Signal                           string // "SIGKILL"; empty when none
+	TimedOut                         bool
+	OOMKilled                        bool
+}
