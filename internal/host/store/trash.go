@@ -1,0 +1,109 @@
+package store
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/hutch-run/hutch/internal/sandbox"
+)
+
+// errStopped is what tests return from a step to play a machine that stops
+// there: nothing may be cleaned up after it.
+var errStopped = errors.New("stopped here")
+
+func (s *Store) at(step string) error {
+	if s.step == nil {
+		return nil
+	}
+	return s.step(step)
+}
+
+// Remove moves the directory of a sandbox to the trash, in one step and for
+// good, and has it deleted in the background. Removing what is not there is no
+// error.
+func (s *Store) Remove(id sandbox.ID) error {
+	if _, err := sandbox.ParseID(string(id)); err != nil {
+		return err
+	}
+	var nonce [8]byte
+	rand.Read(nonce[:]) // never fails, see crypto/rand
+	to := filepath.Join(s.trashDir(), trashPrefix+string(id)+"."+hex.EncodeToString(nonce[:]))
+	if err := s.at("remove: rename"); err != nil {
+		return err
+	}
+	err := os.Rename(s.Dir(id), to)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove sandbox directory: %w", diskFull(err))
+	}
+	defer s.wake()
+	if err := s.at("remove: sync"); err != nil {
+		return err
+	}
+	return errors.Join(syncDir(s.trashDir()), syncDir(s.sandboxesDir()))
+}
+
+// readTrash notes which sandboxes are in the trash.
+func (s *Store) readTrash() error {
+	names, err := readNames(s.trashDir())
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		rest, ok := strings.CutPrefix(name, trashPrefix)
+		if !ok {
+			continue
+		}
+		id, _, _ := strings.Cut(rest, ".")
+		if id, err := sandbox.ParseID(id); err == nil {
+			s.trashed = append(s.trashed, id)
+		}
+	}
+	return nil
+}
+
+// wake tells the sweeper that there is something in the trash.
+func (s *Store) wake() {
+	select {
+	case s.kick <- struct{}{}:
+	default: // it knows already
+	}
+}
+
+// sweep empties the trash whenever it is told to, until Close.
+func (s *Store) sweep() {
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-s.kick:
+			s.emptyTrash()
+		}
+	}
+}
+
+func (s *Store) emptyTrash() {
+	names, err := readNames(s.trashDir())
+	if err != nil {
+		s.log.Warn("trash can't be listed", slog.Any("error", err))
+		return
+	}
+	for _, name := range names {
+		select {
+		case <-s.done:
+			return // the rest goes at the next start
+		default:
+		}
+		if err := os.RemoveAll(filepath.Join(s.trashDir(), name)); err != nil {
+			s.log.Warn("trash can't be deleted, will try again", slog.String("name", name), slog.Any("error", err))
+		}
+	}
+}
