@@ -233,14 +233,17 @@ func TestStartErrors(t *testing.T) {
 	}
 	refuse := errors.New("no thread")
 	if _, err := proc.Start(t.Context(), proc.Params{
-		Path: "/proc/self/exe", Spawn: func(func() error) error { return refuse },
+		Path: "/proc/self/exe", Spawn: func(func() (int, error)) error { return refuse },
 	}); !errors.Is(err, refuse) {
 		t.Errorf("spawn refused: %v", err)
 	}
 	// A spawner that fails after the fork leaves no child either.
 	if _, err := proc.Start(t.Context(), proc.Params{
 		Path: "/proc/self/exe", Env: []string{roleEnv + "=wait"},
-		Spawn: func(fork func() error) error { return errors.Join(fork(), refuse) },
+		Spawn: func(fork func() (int, error)) error {
+			_, err := fork()
+			return errors.Join(err, refuse)
+		},
 	}); !errors.Is(err, refuse) {
 		t.Errorf("spawn failed late: %v", err)
 	}

@@ -36,9 +36,12 @@ type Params struct {
 	LogMax int64
 	// Credential is whom the child runs as; nil: as its parent.
 	Credential *syscall.Credential
+	// Cgroup is an open cgroup v2 directory to be born in; nil: the parent's.
+	Cgroup *os.File
 	// Spawn calls fork on the thread whose attributes the child inherits, and
-	// returns fork's error or its own. Nil: on any thread.
-	Spawn func(fork func() error) error
+	// returns fork's error or its own. Nil: on any thread. When fork returns,
+	// the child runs Path.
+	Spawn func(fork func() (pid int, err error)) error
 	// Logger takes what happens later; nil: nothing is logged.
 	Logger *slog.Logger
 }
@@ -133,20 +136,26 @@ func (p *Process) spawn(params Params) error {
 		Files: append([]*os.File{null, pipe.childWrite, pipe.childWrite, pipe.childRead}, params.Files...),
 		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: params.Credential},
 	}
+	if params.Cgroup != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(params.Cgroup.Fd())
+	}
 	if attr.Dir == "" {
 		attr.Dir = "/"
 	}
 	if attr.Env == nil {
 		attr.Env = []string{} // nil would mean ours
 	}
-	fork := func() (err error) {
+	fork := func() (pid int, err error) {
 		p.handle, err = os.StartProcess(params.Path, append([]string{params.Path}, params.Args...), attr)
-		return err
+		if err != nil {
+			return 0, err
+		}
+		return p.handle.Pid, nil
 	}
 	if params.Spawn != nil {
 		err = params.Spawn(fork)
 	} else {
-		err = fork()
+		_, err = fork()
 	}
 	if p.handle == nil {
 		return errors.Join(err, errorIf(err == nil, "nothing was started"))
