@@ -77,6 +77,9 @@ type Cell struct {
 	// Hide lists directories that the program sees empty and read-only. One
 	// that does not exist is skipped.
 	Hide []string
+	// Devices lists device nodes that the program may open although the host
+	// keeps them to others: it gets nodes of its own in their places.
+	Devices []string
 	// MemoryMB limits memory, page cache included; 0: no limit.
 	MemoryMB int
 	// PIDs limits processes and threads; 0: no limit.
@@ -156,7 +159,7 @@ func (j *Jail) start(ctx context.Context, c Cell, enter entry, report *Report) (
 					report.miss("enter cgroup", err)
 				}
 			}
-			if err := confineThread(netns, c.Hide); err != nil {
+			if err := confineThread(netns, c); err != nil {
 				return err
 			}
 			pid, err := fork()

@@ -154,6 +154,41 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
+func TestDevices(t *testing.T) {
+	j := newTest(t)
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dev := filepath.Join(dir, "zero")
+	if err := unix.Mknod(dev, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 5))); err != nil {
+		t.Fatal(err)
+	}
+	script := "head -c 3 " + dev + " | od -An -c; ls /sys/device"
+	c := shell(t, script)
+	if out, _ := run(t, j, c); !strings.Contains(out, "Permission denied") {
+		t.Errorf("without being given it: %s", out)
+	}
+	c = shell(t, script)
+	c.Devices = []string{dev}
+	out, _ := run(t, j, c)
+	if strings.Join(strings.Fields(out)[:3], "") != `\0\0\0` || !strings.Contains(out, "No such file") {
+		t.Errorf("given it: %s", out)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dev, &st); err != nil || st.Uid != 0 {
+		t.Errorf("the host's node belongs to %d, %v", st.Uid, err)
+	}
+	for _, bad := range []string{"/etc/passwd", "/nonexistent"} {
+		c.Devices = []string{bad}
+		if p, _, err := j.Start(t.Context(), c); err == nil {
+			p.Kill(t.Context())
+			p.Close()
+			t.Errorf("%s was given as a device", bad)
+		}
+	}
+}
+
 func TestGivenNetns(t *testing.T) {
 	j := newTest(t)
 	c := shell(t, `readlink /proc/self/ns/net`)

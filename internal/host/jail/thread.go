@@ -32,7 +32,7 @@ func onOwnThread(fn func() error) error {
 
 // confineThread takes from the calling thread what its child must not have.
 // Order matters: every step needs what a later one takes away.
-func confineThread(netns *os.File, hide []string) error {
+func confineThread(netns *os.File, c Cell) error {
 	flags := unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	if netns == nil {
 		flags |= unix.CLONE_NEWNET
@@ -45,7 +45,17 @@ func confineThread(netns *os.File, hide []string) error {
 			return fmt.Errorf("enter network namespace %s: %w", netns.Name(), err)
 		}
 	}
-	if err := hideDirs(hide); err != nil {
+	// What the host unmounts later goes here too, so that this namespace keeps
+	// nothing busy; what is mounted here never shows on the host.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("cut off mounts: %w", err)
+	}
+	for _, d := range c.Devices {
+		if err := giveDevice(d, c.UID); err != nil {
+			return err
+		}
+	}
+	if err := hideDirs(c.Hide); err != nil {
 		return err
 	}
 	unix.Umask(0o077)
@@ -58,18 +68,44 @@ func confineThread(netns *os.File, hide []string) error {
 	return nil
 }
 
-// hideDirs mounts an empty directory over each. What the host unmounts later
-// goes here too, so that this namespace keeps nothing busy; what is mounted
-// here never shows on the host.
+// hideDirs mounts an empty directory over each.
 func hideDirs(dirs []string) error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("cut off mounts: %w", err)
-	}
 	for _, d := range dirs {
 		err := unix.Mount("hidden", d, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=4k,mode=0555")
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("hide %s: %w", d, err)
 		}
+	}
+	return nil
+}
+
+// giveDevice puts a node of the same device in place of the node at path, that
+// only uid may open.
+func giveDevice(path string, uid int) error {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fmt.Errorf("give device %s: %w", path, err)
+	}
+	kind := st.Mode & unix.S_IFMT
+	if kind != unix.S_IFCHR && kind != unix.S_IFBLK {
+		return fmt.Errorf("give device %s: it is none", path)
+	}
+	// A filesystem that is only there while its one node is bound elsewhere; no
+	// device is below /sys.
+	const stage = "/sys"
+	const node = stage + "/device"
+	if err := unix.Mount("device", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "size=4k,mode=0700"); err != nil {
+		return fmt.Errorf("give device %s: %w", path, err)
+	}
+	err := unix.Mknod(node, kind|0o600, int(st.Rdev))
+	if err == nil {
+		err = unix.Chown(node, uid, uid)
+	}
+	if err == nil {
+		err = unix.Mount(node, path, "", unix.MS_BIND, "")
+	}
+	if err = errors.Join(err, unix.Unmount(stage, unix.MNT_DETACH)); err != nil {
+		return fmt.Errorf("give device %s: %w", path, err)
 	}
 	return nil
 }
