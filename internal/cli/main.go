@@ -29,9 +29,8 @@ type App struct {
 	Err    io.Writer
 	Getenv func(string) string
 
-	host  string // --host
-	token string
-	json  bool // --json
+	host string // --host
+	json bool   // --json
 }
 
 // Main runs the command line args of the process and returns its exit code.
