@@ -33,8 +33,9 @@ type Session struct {
 	kick  chan struct{}
 	nonce nonce
 	hello Hello
-	log   *slog.Logger
 	wg    sync.WaitGroup
+
+	skipped uint64 // stale bytes before the session
 }
 
 // DialParams is what a host brings to a session.
@@ -74,7 +75,7 @@ func Dial(ctx context.Context, conn net.Conn, p DialParams) (*Session, error) {
 	p.Log.Debug("link session began", "agent_version", ack.hello.AgentVersion, "skipped_bytes", d.fr.skipped)
 
 	kick := make(chan struct{}, 1)
-	s := &Session{conn: conn, kick: kick, nonce: d.nonce, hello: ack.hello, log: p.Log}
+	s := &Session{conn: conn, kick: kick, nonce: d.nonce, hello: ack.hello, skipped: d.fr.skipped}
 	s.m = newMux(muxParams{host: true, tag: sessionTag(ack.host, ack.guest), peerWindow: ack.window, kick: kick})
 	s.wg.Go(func() { s.end(s.read(d.fr)) })
 	s.wg.Go(func() { s.end(s.write()) })
