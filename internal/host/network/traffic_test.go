@@ -1,10 +1,25 @@
 package network
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/hutch-run/hutch/internal/sandbox"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
+
+func protocols() []string { return []string{"tcp4", "udp4"} }
 
 func TestAGuestReachesTheInternetAndTheHostReachesTheGuest(t *testing.T) {
 	testenv.CheckGoroutines(t)
@@ -14,15 +29,457 @@ func TestAGuestReachesTheInternetAndTheHostReachesTheGuest(t *testing.T) {
 	g := w.guest(t, n, s)
 	serve(t, w.outside, "internet", internetIP+":80")
 	serve(t, g.ns, "guest", "0.0.0.0:8080")
-
-	for _, network := range []string{"tcp4", "udp4"} {
-		answers(t, g.ns, network, internetIP+":80", "internet sees "+hostPublic)
-		answers(t, w.host, network, s.HostIP.String()+":8080", "guest sees "+GatewayIP)
+	for _, p := range protocols() {
+		answers(t, g.ns, p, internetIP+":80", "internet sees "+hostPublic)
+		answers(t, w.host, p, s.HostIP.String()+":8080", "guest sees "+GatewayIP)
 	}
 }
-func TestDbg(t *testing.T) {
+
+func TestAHostWithoutAnyNetworkReachesItsGuests(t *testing.T) {
 	w := newWorld(t)
-	for _, f := range Check(testenv.Context(t), Params{HostNetns: w.hostNS}) {
-		t.Logf("%+v", f)
+	must(t, w.host.do(func() error {
+		return withRoutes(func(h *netlink.Handle) error { return removeLink(h, "wan0") })
+	}))
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	serve(t, g.ns, "guest", "0.0.0.0:8080")
+	answers(t, w.host, "tcp4", s.HostIP.String()+":8080", "guest sees "+GatewayIP)
+	refuses(t, g.ns, "tcp4", GatewayIP+":53")
+}
+
+// serveOutside makes every address of the outside answer on port 80.
+func (w *world) serveOutside(t *testing.T) {
+	t.Helper()
+	for _, ip := range []string{internetIP, privateIP, metadataIP, resolverIP} {
+		serve(t, w.outside, "outside", ip+":80")
 	}
+}
+
+// forbidden are addresses that no policy opens: the host and other sandboxes.
+func (w *world) forbidden(t *testing.T, own, other Slot) []string {
+	t.Helper()
+	serve(t, w.host, "host", "0.0.0.0:22")
+	return []string{
+		GatewayIP + ":22", hostPublic + ":22", hostPrivate + ":22",
+		vethIPOf(own.Index).String() + ":22", vethIPOf(other.Index).String() + ":22",
+		other.HostIP.String() + ":8080", own.HostIP.String() + ":8080",
+	}
+}
+
+// nonPublic are addresses that only a list opens.
+func nonPublic() []string {
+	return []string{privateIP + ":80", metadataIP + ":80", resolverIP + ":80", "192.168.99.1:80", "172.16.3.4:80", "100.64.0.1:80", "240.0.0.1:80", "198.18.0.53:80"}
+}
+
+func TestWhatAGuestMayNotReachIsRefusedAtOnce(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		policy sandbox.Policy
+		open   []string // of internet, private and names
+	}{
+		{"internet", internet(), []string{"internet", "names"}},
+		{"internet and a private prefix", sandbox.Policy{Mode: sandbox.ModeInternet, Allow: []string{"10.1.0.0/16"}}, []string{"internet", "private", "names"}},
+		{"none", sandbox.Policy{Mode: sandbox.ModeNone}, nil},
+		{"none but a private prefix", sandbox.Policy{Mode: sandbox.ModeNone, Allow: []string{"10.1.2.3/32"}}, []string{"private"}},
+		{"a list", sandbox.Policy{Mode: sandbox.ModeAllow, Allow: []string{"10.1.2.0/24", "10.1.2.3/32"}}, []string{"private", "names"}},
+		{"a list of everything", sandbox.Policy{Mode: sandbox.ModeAllow, Allow: []string{"0.0.0.0/0"}}, []string{"internet", "private", "names"}},
+		{"an empty list", sandbox.Policy{Mode: sandbox.ModeAllow}, []string{"names"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			n := w.open(t, nil)
+			s, other := acquire(t, n, c.policy), acquire(t, n, internet())
+			g, neighbour := w.guest(t, n, s), w.guest(t, n, other)
+			serve(t, neighbour.ns, "neighbour", "0.0.0.0:8080")
+			w.serveOutside(t)
+			serve(t, w.outside, "resolver", resolverIP+":53")
+			for _, p := range protocols() {
+				answers(t, w.host, p, other.HostIP.String()+":8080", "neighbour sees "+GatewayIP)
+			}
+			for _, a := range w.forbidden(t, s, other) {
+				refuses(t, g.ns, "tcp4", a)
+			}
+			refuses(t, g.ns, "udp4", hostPublic+":22")
+			places := map[string][2]string{
+				"internet": {internetIP + ":80", "outside sees " + hostPublic},
+				"private":  {privateIP + ":80", "outside sees " + hostPublic},
+				"names":    {GatewayIP + ":53", "resolver sees " + hostPublic},
+			}
+			for name, place := range places {
+				for _, p := range protocols() {
+					if slices.Contains(c.open, name) {
+						answers(t, g.ns, p, place[0], place[1])
+					} else {
+						refuses(t, g.ns, p, place[0])
+					}
+				}
+			}
+			if !slices.Contains(c.policy.Allow, "0.0.0.0/0") {
+				for _, a := range nonPublic()[1:] {
+					refuses(t, g.ns, "tcp4", a)
+				}
+			}
+		})
+	}
+}
+
+// The rules of the host hold by themselves: here those inside the slot are
+// loaded as open as they can be.
+func TestTheHostRefusesWhatASlotLetsThrough(t *testing.T) {
+	for _, mode := range []sandbox.Mode{sandbox.ModeInternet, sandbox.ModeNone, sandbox.ModeAllow} {
+		t.Run(string(mode), func(t *testing.T) {
+			w := newWorld(t)
+			n := w.open(t, nil)
+			s, other := acquire(t, n, sandbox.Policy{Mode: mode}), acquire(t, n, internet())
+			g := w.guest(t, n, s)
+			must(t, n.inside(s.Index, func() error {
+				return withNft(func(c *nftables.Conn) error {
+					open := n.slotRules(s.Index, policy{mode: sandbox.ModeAllow, open: spansOf("0.0.0.0/0")})
+					if err := open.load(c, replaceTable); err != nil {
+						return err
+					}
+					// The slots' own addresses, too.
+					hutch := spanSet("hutch")
+					hutch.Table = &nftables.Table{Family: nftables.TableFamilyINet, Name: slotTable}
+					c.FlushSet(hutch)
+					return c.Flush()
+				})
+			}))
+			w.serveOutside(t)
+			serve(t, w.outside, "resolver", resolverIP+":53")
+			for _, a := range w.forbidden(t, s, other)[1:] {
+				if strings.HasPrefix(a, s.HostIP.String()+":") {
+					continue // stays inside
+				}
+				refuses(t, g.ns, "tcp4", a)
+			}
+			for _, a := range nonPublic()[:5] {
+				refuses(t, g.ns, "tcp4", a)
+			}
+			if mode != sandbox.ModeInternet {
+				refuses(t, g.ns, "tcp4", internetIP+":80")
+			} else {
+				answers(t, g.ns, "tcp4", internetIP+":80", "outside sees "+hostPublic)
+			}
+			if mode == sandbox.ModeNone {
+				refuses(t, g.ns, "udp4", GatewayIP+":53")
+			} else {
+				answers(t, g.ns, "udp4", GatewayIP+":53", "resolver sees "+hostPublic)
+			}
+		})
+	}
+}
+
+func TestNamesAreAskedOfEachResolverByItsOwnAddress(t *testing.T) {
+	w := newWorld(t)
+	// The second one runs on the host itself, which no policy opens otherwise.
+	n := w.open(t, func(p *Params) {
+		p.Resolvers = []netip.Addr{netip.MustParseAddr(resolverIP), netip.MustParseAddr(hostPrivate)}
+	})
+	if got := n.DNS(); !slices.Equal(got, []string{GatewayIP, "198.18.0.53"}) {
+		t.Fatalf("guests are told to ask %v", got)
+	}
+	s := acquire(t, n, internet())
+	silent := acquire(t, n, sandbox.Policy{Mode: sandbox.ModeNone})
+	g, mute := w.guest(t, n, s), w.guest(t, n, silent)
+	serve(t, w.outside, "first", resolverIP+":53")
+	serve(t, w.host, "second", hostPrivate+":53")
+	serve(t, w.host, "host", hostPrivate+":54")
+	for _, p := range protocols() {
+		answers(t, g.ns, p, n.DNS()[0]+":53", "first sees "+hostPublic)
+		answers(t, g.ns, p, n.DNS()[1]+":53", "second sees "+s.HostIP.String())
+		refuses(t, g.ns, p, "198.18.0.54:53")
+		refuses(t, g.ns, p, n.DNS()[1]+":54")
+		refuses(t, mute.ns, p, n.DNS()[1]+":53")
+	}
+	refuses(t, g.ns, "tcp4", hostPrivate+":54")
+}
+
+func TestASpoofedSourceIsDropped(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	const spoofed = "198.19.0.77"
+	must(t, g.ns.do(func() error {
+		return withRoutes(func(h *netlink.Handle) error { return addr(t, h, tapName, spoofed+"/32") })
+	}))
+	var outside net.PacketConn
+	must(t, w.outside.do(func() (err error) {
+		outside, err = net.ListenPacket("udp4", internetIP+":99")
+		return err
+	}))
+	defer outside.Close()
+	must(t, outside.SetReadDeadline(time.Now().Add(patience)))
+	for _, from := range []string{spoofed, guestIP} {
+		must(t, g.ns.do(func() error {
+			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}
+			c, err := d.Dial("udp4", internetIP+":99")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte(from))
+			return err
+		}))
+	}
+	// The tap keeps the order: had the first one passed, it would come first.
+	buf := make([]byte, 100)
+	k, _, err := outside.ReadFrom(buf)
+	must(t, err)
+	if got := string(buf[:k]); got != guestIP {
+		t.Errorf("a packet from %s came out", got)
+	}
+}
+
+func TestAGuestWithAnotherMACOrOtherAddressesIsNotHeard(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	serve(t, g.ns, "guest", "0.0.0.0:8080")
+	serve(t, w.outside, "internet", internetIP+":80")
+	// Questions for the gateway from many addresses would fill the neighbour table.
+	must(t, g.ns.do(func() error {
+		return withRoutes(func(h *netlink.Handle) error {
+			for i := range 20 {
+				if err := addr(t, h, tapName, fmt.Sprintf("198.18.77.%d/16", i+1)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}))
+	for i := range 20 {
+		must(t, g.ns.do(func() error {
+			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(fmt.Sprintf("198.18.77.%d", i+1))}}
+			c, err := d.Dial("udp4", fmt.Sprintf("198.18.88.%d:9", i+1))
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte("?"))
+			return err
+		}))
+	}
+	answers(t, g.ns, "tcp4", internetIP+":80", "internet sees "+hostPublic)
+	must(t, n.inside(s.Index, func() error {
+		return withRoutes(func(h *netlink.Handle) error {
+			neighbours, err := h.NeighList(0, netlink.FAMILY_V4)
+			for _, nb := range neighbours {
+				if nb.State != netlink.NUD_PERMANENT && nb.State != netlink.NUD_NOARP {
+					t.Errorf("the slot learned a neighbour: %v", nb)
+				}
+			}
+			return err
+		})
+	}))
+	must(t, g.ns.do(func() error {
+		return withRoutes(func(h *netlink.Handle) error {
+			l, err := h.LinkByName(tapName)
+			if err != nil {
+				return err
+			}
+			return h.LinkSetHardwareAddr(l, mac("02:00:00:00:00:99"))
+		})
+	}))
+	dropped(t, g.ns, "tcp4", internetIP+":80")
+}
+
+func TestAProcessInTheSlotsNamespaceCannotSend(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	serve(t, w.outside, "internet", internetIP+":80")
+	serve(t, w.host, "host", "0.0.0.0:22")
+	ns, err := openNamespace(s.Netns)
+	must(t, err)
+	defer ns.close()
+	for _, p := range protocols() {
+		dropped(t, ns, p, internetIP+":80")
+		dropped(t, ns, p, vethIPOf(s.Index).String()+":22")
+	}
+}
+
+func TestOthersThatTheHostForwardsForDoNotReachSandboxes(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	serve(t, g.ns, "guest", "0.0.0.0:8080")
+	must(t, w.outside.do(func() error {
+		return withRoutes(func(h *netlink.Handle) error {
+			_, slots, err := net.ParseCIDR(HostRange)
+			if err != nil {
+				return err
+			}
+			return h.RouteAdd(&netlink.Route{Dst: slots, Gw: net.ParseIP(hostPublic)})
+		})
+	}))
+	refuses(t, w.outside, "tcp4", s.HostIP.String()+":8080")
+	refuses(t, w.outside, "udp4", s.HostIP.String()+":8080")
+	answers(t, w.host, "tcp4", s.HostIP.String()+":8080", "guest sees "+GatewayIP)
+}
+
+func TestTheAddressOfAReleasedSlotIsRefusedAtOnce(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	must(t, n.Release(testenv.Context(t), s.Index))
+	refuses(t, w.host, "tcp4", s.HostIP.String()+":8080")
+}
+
+func TestSegmentsFitThroughANarrowUplink(t *testing.T) {
+	w := newWorld(t)
+	must(t, w.host.do(func() error {
+		return withRoutes(func(h *netlink.Handle) error {
+			l, err := h.LinkByName("wan0")
+			if err != nil {
+				return err
+			}
+			return h.LinkSetMTU(l, 1400)
+		})
+	}))
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	var l net.Listener
+	must(t, w.outside.do(func() (err error) {
+		l, err = net.Listen("tcp4", internetIP+":80")
+		return err
+	}))
+	defer l.Close()
+	segment := make(chan int, 1)
+	go func() {
+		defer close(segment)
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			return
+		}
+		raw.Control(func(fd uintptr) {
+			size, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+			if err == nil {
+				segment <- size
+			}
+		})
+	}()
+	if _, err := ask(g.ns, "tcp4", internetIP+":80"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-segment; got > 1360 || got < 1000 {
+		t.Errorf("the outside may send segments of %d bytes, the uplink's MTU is 1400", got)
+	}
+}
+
+func TestStatsCountWhatTheSandboxSees(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	serve(t, w.outside, "internet", internetIP+":80")
+	before, err := n.Stats(testenv.Context(t), s.Index)
+	must(t, err)
+	must(t, g.ns.do(func() error {
+		c, err := net.Dial("udp4", internetIP+":9")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for range 10 {
+			if _, err := c.Write(make([]byte, 1000)); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+				return err
+			}
+		}
+		return nil
+	}))
+	answers(t, g.ns, "tcp4", internetIP+":80", "internet sees "+hostPublic) // behind them in the queue
+	after, err := n.Stats(testenv.Context(t), s.Index)
+	must(t, err)
+	sent, received := after.TxBytes-before.TxBytes, after.RxBytes-before.RxBytes
+	if sent < 10_000 || sent > 20_000 || received == 0 || received > sent || after.TxPackets-before.TxPackets < 10 {
+		t.Errorf("the sandbox sent 10 kB and received little, stats say %d and %d: %+v, %+v", sent, received, before, after)
+	}
+}
+
+func TestAConnectionSurvivesTheRestartOfItsOwner(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	p := sandbox.Policy{Mode: sandbox.ModeAllow, Allow: []string{"10.1.2.3/32"}}
+	s := acquire(t, n, p)
+	g := w.guest(t, n, s)
+	var l net.Listener
+	must(t, w.outside.do(func() (err error) {
+		l, err = net.Listen("tcp4", privateIP+":80")
+		return err
+	}))
+	defer l.Close()
+	var c net.Conn
+	must(t, g.ns.do(func() (err error) {
+		c, err = net.DialTimeout("tcp4", privateIP+":80", patience)
+		return err
+	}))
+	defer c.Close()
+	peer, err := l.Accept()
+	must(t, err)
+	defer peer.Close()
+
+	w.crash(t, n)
+	n = w.open(t, nil)
+	if got, err := n.Adopt(testenv.Context(t), s.Index, p); err != nil || got != s {
+		t.Fatalf("adopted %+v, %v, want %+v", got, err, s)
+	}
+	must(t, n.Reclaim(testenv.Context(t), []int{s.Index}))
+	must(t, c.SetDeadline(time.Now().Add(patience)))
+	must(t, peer.SetDeadline(time.Now().Add(patience)))
+	if _, err := c.Write([]byte("still here")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	k, err := peer.Read(buf)
+	if err != nil || string(buf[:k]) != "still here" {
+		t.Fatalf("read %q, %v", buf[:k], err)
+	}
+	refuses(t, g.ns, "tcp4", internetIP+":80")
+}
+
+// crash ends n as a kill of its process would.
+func (w *world) crash(t testing.TB, n *Network) {
+	t.Helper()
+	n.closing.Lock()
+	defer n.closing.Unlock()
+	n.closed = true
+	n.stop()
+	n.work.Wait()
+	must(t, n.host.close())
+}
+
+func TestAFlushedRulesetComesBackByItself(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, sandbox.Policy{Mode: sandbox.ModeAllow, Allow: []string{"10.1.0.0/16"}})
+	before := w.state(t)
+	must(t, w.host.do(func() error {
+		return withNft(func(c *nftables.Conn) error {
+			c.FlushRuleset()
+			return c.Flush()
+		})
+	}))
+	ctx, cancel := context.WithTimeout(testenv.Context(t), patience)
+	defer cancel()
+	for !slices.Equal(before, w.state(t)) {
+		if ctx.Err() != nil {
+			t.Fatalf("the rules stay away: %q, want %q", w.state(t), before)
+		}
+	}
+	g := w.guest(t, n, s)
+	serve(t, w.host, "host", "0.0.0.0:22")
+	serve(t, w.outside, "outside", privateIP+":80")
+	refuses(t, g.ns, "tcp4", hostPublic+":22")
+	answers(t, g.ns, "tcp4", privateIP+":80", "outside sees "+hostPublic)
 }
