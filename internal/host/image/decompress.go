@@ -126,20 +126,17 @@ func xzDict(head []byte) int64 {
 // streamError makes an error of a decompressor a refusal of the input, unless
 // it is none of its own making.
 func streamError(err error) error {
+	var f *fault.Error
+	var src *sourceError
 	switch {
-	case err == nil, errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.As(err, &f), errors.As(err, &src): // ahead of what they may wrap
 		return err
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case err == nil, errors.Is(err, io.EOF), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fault.New(fault.Invalid, "the stream is cut short")
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return fault.New(fault.Invalid, "the zstd stream wants a window of more than %d bytes", maxWindow)
-	}
-	var f *fault.Error
-	var src *sourceError
-	if errors.As(err, &f) || errors.As(err, &src) {
-		return err
 	}
 	return fault.New(fault.Invalid, "the stream is damaged or has something behind its end: %v", err)
 }

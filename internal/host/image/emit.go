@@ -50,6 +50,9 @@ func writeImage(ctx context.Context, t *tree, f *os.File, progress Progress) (in
 	if err := out.finish(); err != nil {
 		return 0, fmt.Errorf("write the filesystem: %w", err)
 	}
+	if err := padBitmaps(f); err != nil {
+		return 0, err
+	}
 	return out.high, nil
 }
 

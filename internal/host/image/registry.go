@@ -26,6 +26,7 @@ import (
 type registryContent struct {
 	puller *remote.Puller
 	repo   name.Repository
+	first  *remote.Descriptor // what the reference led to, read already
 }
 
 func (r registryContent) blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
@@ -38,9 +39,12 @@ func (r registryContent) blob(ctx context.Context, d v1.Descriptor) (io.ReadClos
 }
 
 func (r registryContent) manifest(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
-	got, err := r.puller.Get(ctx, r.repo.Digest(d.Digest.String()))
-	if err != nil {
-		return nil, registryError(err)
+	got := r.first
+	if got.Digest != d.Digest {
+		var err error
+		if got, err = r.puller.Get(ctx, r.repo.Digest(d.Digest.String())); err != nil {
+			return nil, registryError(err)
+		}
 	}
 	return io.NopCloser(strings.NewReader(string(got.Manifest))), nil
 }
@@ -76,7 +80,7 @@ func openRegistry(ctx context.Context, s Source, want v1.Platform, lim Limits, p
 		return nil, fmt.Errorf("resolve %s: %w", s.Ref, registryError(err))
 	}
 	// From here on everything goes by digest: the tag may move meanwhile.
-	r := resolver{from: registryContent{puller, ref.Context()}, want: want, lim: lim}
+	r := resolver{from: registryContent{puller, ref.Context(), got}, want: want, lim: lim}
 	o, err := r.resolve(ctx, got.Descriptor)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Ref, err)

@@ -211,6 +211,9 @@ func (r resolver) fetch(ctx context.Context, d v1.Descriptor, most int64, open f
 	if err != nil {
 		return nil, err
 	}
+	if h == nil {
+		return nil, fault.New(fault.Invalid, "it is referred to without a digest")
+	}
 	rc, err := open(ctx, d)
 	if err != nil {
 		return nil, err

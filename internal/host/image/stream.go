@@ -73,7 +73,7 @@ var imageFirst = regexp.MustCompile(`^(\./)?(oci-layout|index\.json|manifest\.js
 
 // firstName reads the name of a tar's first entry out of the head of a stream.
 func firstName(head []byte) (string, error) {
-	r, _, closeFn, err := decompress(bufio.NewReaderSize(bytes.NewReader(head), len(head)))
+	r, _, closeFn, err := decompress(bufio.NewReaderSize(bytes.NewReader(head), 4096))
 	if err != nil {
 		return "", err
 	}
