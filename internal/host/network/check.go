@@ -39,10 +39,7 @@ func Check(ctx context.Context, p Params) []Finding {
 	if p.HostNetns == "" {
 		p.HostNetns = ownNetns
 	}
-	var out []Finding
-	for _, f := range tryOut(ctx) {
-		out = append(out, f)
-	}
+	out := tryOut(ctx)
 	host, err := openNamespace(p.HostNetns)
 	if err != nil {
 		return append(out, Finding{"host", Problem, err.Error(), "give the path of the host's network namespace"})

@@ -159,7 +159,7 @@ func (n *Network) OpenTap(ctx context.Context, s Slot) (*os.File, error) {
 	}
 	var tap *os.File
 	err := n.inside(s.Index, func() (err error) {
-		tap, err = attachTap()
+		tap, err = openTap(ctx)
 		return err
 	})
 	if err != nil {

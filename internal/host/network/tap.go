@@ -1,10 +1,13 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
+	nl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -49,6 +52,51 @@ func makeTap() error {
 		return fmt.Errorf("make %s: %w", tapName, err)
 	}
 	return nil
+}
+
+// tapUpTimeout is how long the kernel may take to bring an attached tap up. It
+// takes a millisecond or so.
+const tapUpTimeout = 5 * time.Second
+
+// openTap attaches to the tap of the namespace that the thread is in and
+// returns when it passes packets: the kernel drops those for a tap that was
+// attached just now, and a guest that was restored may send its first at once.
+func openTap(ctx context.Context) (*os.File, error) {
+	events, err := nl.Dial(unix.NETLINK_ROUTE, &nl.Config{Groups: unix.RTMGRP_LINK})
+	if err != nil {
+		return nil, fmt.Errorf("open link events: %w", err)
+	}
+	defer events.Close()
+	tap, err := attachTap()
+	if err != nil {
+		return nil, err
+	}
+	if err := waitUp(ctx, events); err != nil {
+		tap.Close()
+		return nil, fmt.Errorf("wait for %s to come up: %w", tapName, err)
+	}
+	return tap, nil
+}
+
+func waitUp(ctx context.Context, events *nl.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, tapUpTimeout)
+	defer cancel()
+	unblock := context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Unix(1, 0)) })
+	defer unblock()
+	return withRoutes(func(h *netlink.Handle) error {
+		for {
+			link, err := h.LinkByName(tapName)
+			if err != nil {
+				return err
+			}
+			if link.Attrs().OperState == netlink.OperUp {
+				return nil
+			}
+			if _, err := events.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
+				return errors.Join(err, ctx.Err())
+			}
+		}
+	})
 }
 
 // tapStats reads the counters of the tap of the namespace that the thread is
