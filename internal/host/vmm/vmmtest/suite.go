@@ -1,0 +1,610 @@
+package vmmtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/vmm"
+	"github.com/hutch-run/hutch/internal/proc"
+	"github.com/hutch-run/hutch/internal/sandbox"
+	"github.com/hutch-run/hutch/internal/testenv"
+)
+
+// Harness is what the suite needs of a driver.
+type Harness struct {
+	// Driver returns a driver as a process that has just started would have
+	// it: it knows nothing of the VMs of another one.
+	Driver func(t testing.TB) vmm.Driver
+	// Spec returns the spec of a machine with the suite's guest, without disks
+	// and network, in directories of its own. Its id is new.
+	Spec func(t testing.TB) vmm.Spec
+	// Crash ends a VMM from outside, as SIGKILL does.
+	Crash func(t testing.TB, m sandbox.Machine)
+	// Left lists what is on the host of the machine of spec.
+	Left func(t testing.TB, spec vmm.Spec) []string
+	// LogMax is the bound of each log, in bytes.
+	LogMax int64
+}
+
+// Run runs the suite.
+func Run(t *testing.T, h Harness) {
+	s := suite{h}
+	t.Run("Life", s.life)
+	t.Run("GuestPanic", func(t *testing.T) { s.ends(t, "panic", vmm.GuestPanic, "Kernel panic") })
+	t.Run("GuestReset", func(t *testing.T) { s.ends(t, "reboot", vmm.GuestReset, "") })
+	t.Run("Kill", s.kill)
+	t.Run("Crash", s.crash)
+	t.Run("CrashAfterAdopt", s.crashAfterAdopt)
+	t.Run("LaunchCancelled", s.launchCancelled)
+	t.Run("LaunchFails", s.launchFails)
+	t.Run("BadSpec", s.badSpec)
+	t.Run("FiveAtOnce", s.fiveAtOnce)
+}
+
+type suite struct{ Harness }
+
+// begin makes a test that leaves nothing.
+func (s suite) begin(t *testing.T) (context.Context, vmm.Spec) {
+	t.Helper()
+	testenv.CheckGoroutines(t)
+	spec := s.Spec(t)
+	t.Cleanup(func() { s.nothingLeft(t, spec) })
+	fds := openFiles(t)
+	t.Cleanup(func() {
+		if now := openFiles(t); len(now) > len(fds) {
+			t.Errorf("%d files are open, %d were before: %v", len(now), len(fds), now)
+		}
+	})
+	return testenv.Context(t), spec
+}
+
+func (s suite) nothingLeft(t *testing.T, spec vmm.Spec) {
+	t.Helper()
+	if diff := cmp.Diff([]string(nil), s.Left(t, spec)); diff != "" {
+		t.Errorf("left on the host (+):\n%s", diff)
+	}
+	files, err := os.ReadDir(spec.Dir)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, f := range files {
+		t.Errorf("left in the directory: %s", f.Name())
+	}
+}
+
+func openFiles(t *testing.T) []string {
+	t.Helper()
+	links, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, l := range links {
+		if name, err := os.Readlink(l); err == nil {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// launch launches spec, and ends it with the test.
+func (s suite) launch(t *testing.T, ctx context.Context, spec vmm.Spec) vmm.VM {
+	t.Helper()
+	// The life of a machine has nothing to do with the launch's context.
+	short, cancel := context.WithCancel(ctx)
+	v, err := s.Driver(t).Launch(short, spec)
+	cancel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { end(t, v) })
+	return v
+}
+
+func end(t *testing.T, v vmm.VM) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 30*time.Second)
+	defer cancel()
+	if err := v.Kill(ctx); err != nil && !errors.Is(err, os.ErrClosed) {
+		t.Errorf("kill: %v", err)
+	}
+	if err := v.Close(); err != nil {
+		t.Errorf("close: %v", err)
+	}
+}
+
+func (s suite) dial(t *testing.T, ctx context.Context, v vmm.VM) *Guest {
+	t.Helper()
+	g, err := DialGuest(ctx, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.Close() })
+	return g
+}
+
+func ask(t *testing.T, ctx context.Context, g *Guest, request string) string {
+	t.Helper()
+	answer, err := g.Ask(ctx, request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+func waitDone(t *testing.T, ctx context.Context, v vmm.VM) {
+	t.Helper()
+	select {
+	case <-v.Done():
+	case <-ctx.Done():
+		t.Fatal("the machine does not end")
+	}
+}
+
+func running(t *testing.T, ctx context.Context, v vmm.VM, want bool) {
+	t.Helper()
+	if got, err := v.Running(ctx); err != nil || got != want {
+		t.Errorf("running: %v, %v; want %v", got, err, want)
+	}
+}
+
+// life is one machine from launch to power-off.
+func (s suite) life(t *testing.T) {
+	ctx, spec := s.begin(t)
+	spec.VCPUs = 2
+	read, write := disks(t, &spec)
+	v := s.launch(t, ctx, spec)
+	running(t, ctx, v, true)
+	g := s.dial(t, ctx, v)
+	if got := ask(t, ctx, g, "echo hello there"); got != "hello there" {
+		t.Errorf("echo: %q", got)
+	}
+	if got := ask(t, ctx, g, "query cpus"); got != "2" {
+		t.Errorf("cpus: %s", got)
+	}
+	if got, want := ask(t, ctx, g, "query disks"), "root=READONLY,ro data=WRITABLE,rw"; got != want {
+		t.Errorf("disks: %q, want %q", got, want)
+	}
+	t.Run("Pause", func(t *testing.T) { pauseResume(t, ctx, v, g) })
+	t.Run("Bulk", func(t *testing.T) { bulk(t, ctx, g) })
+	t.Run("Redial", func(t *testing.T) { g = s.redial(t, ctx, v, g) })
+	t.Run("Console", func(t *testing.T) { s.console(t, ctx, spec, g) })
+	t.Run("AdoptWrong", func(t *testing.T) { s.adoptWrong(t, ctx, v, spec) })
+	t.Run("Adopt", func(t *testing.T) { v, g = s.adopt(t, ctx, v, spec) })
+	t.Cleanup(func() { end(t, v); g.Close() })
+
+	v2 := v
+	go g.Ask(ctx, "poweroff") // may or may not be answered
+	var wait sync.WaitGroup
+	for range 10 {
+		wait.Go(func() {
+			<-v2.Done()
+			if e := v2.Exit(); e.Reason != vmm.GuestPowerOff || e.Detail == "" {
+				t.Errorf("exit: %+v", e)
+			}
+		})
+	}
+	waitDone(t, ctx, v)
+	wait.Wait()
+	s.afterTheEnd(t, ctx, v, spec)
+	if got := readAt(t, write, 512); got != "written!" {
+		t.Errorf("the writable disk has %q", got)
+	}
+	if got := readAt(t, read, 512); got != strings.Repeat("\x00", 8) {
+		t.Errorf("the read-only disk has %q", got)
+	}
+}
+
+func disks(t *testing.T, spec *vmm.Spec) (read, write string) {
+	t.Helper()
+	dir := t.TempDir()
+	read, write = filepath.Join(dir, "root"), filepath.Join(dir, "data,with=odd name")
+	for path, head := range map[string]string{read: "READONLY", write: "WRITABLE"} {
+		if err := os.WriteFile(path, append([]byte(head), make([]byte, 1<<20-len(head))...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec.Disks = []vmm.Disk{
+		{Serial: "root", Path: read, ReadOnly: true},
+		{Serial: "data", Path: write, Discard: true},
+	}
+	return read, write
+}
+
+func readAt(t *testing.T, path string, off int64) string {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b := make([]byte, 8)
+	if _, err := f.ReadAt(b, off); err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func pauseResume(t *testing.T, ctx context.Context, v vmm.VM, g *Guest) {
+	for range 2 {
+		if err := v.Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+		running(t, ctx, v, false)
+	}
+	for range 2 {
+		if err := v.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+		running(t, ctx, v, true)
+	}
+	if got := ask(t, ctx, g, "echo again"); got != "again" {
+		t.Errorf("echo after resume: %q", got)
+	}
+}
+
+func bulk(t *testing.T, ctx context.Context, g *Guest) {
+	text := strings.Repeat("0123456789abcdef", 4<<10-1) // just below a Scanner's line
+	for range 8 {
+		got, err := g.Ask(ctx, "echo "+text)
+		if err != nil || got != text {
+			t.Fatalf("echo of %d bytes: %d bytes, %v", len(text), len(got), err)
+		}
+	}
+}
+
+func (s suite) redial(t *testing.T, ctx context.Context, v vmm.VM, g *Guest) *Guest {
+	for i := range 3 {
+		next, err := DialGuest(ctx, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Ask(ctx, "echo x"); err == nil || ctx.Err() != nil {
+			t.Errorf("the connection before: %v", err)
+		}
+		g.Close()
+		g = next
+		if got := ask(t, ctx, g, fmt.Sprint("echo connection ", i)); got != fmt.Sprint("connection ", i) {
+			t.Errorf("echo: %q", got)
+		}
+	}
+	return g
+}
+
+func (s suite) console(t *testing.T, ctx context.Context, spec vmm.Spec, g *Guest) {
+	log := func() string {
+		r, err := proc.OpenCapped(spec.ConsoleLog)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if !strings.Contains(log(), "ready") {
+		t.Errorf("the guest's words are not in the console log:\n%s", log())
+	}
+	ask(t, ctx, g, fmt.Sprint("spam ", 2*s.LogMax))
+	for !strings.Contains(log(), "spam spam") {
+		select {
+		case <-ctx.Done():
+			t.Fatal("the guest's spam is not in the console log")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if n := int64(len(log())); n > s.LogMax {
+		t.Errorf("the console log has %d bytes, more than %d", n, s.LogMax)
+	}
+}
+
+func (s suite) adoptWrong(t *testing.T, ctx context.Context, v vmm.VM, spec vmm.Spec) {
+	for name, change := range map[string]func(*sandbox.Machine){
+		"other start": func(m *sandbox.Machine) { m.Process.StartTicks++ },
+		"other boot":  func(m *sandbox.Machine) { m.Process.BootID = "5c2d" },
+		"other pid":   func(m *sandbox.Machine) { m.Process.PID = 1 << 22 },
+	} {
+		m := v.Machine()
+		change(&m)
+		// Of another machine's spec, since what a lost one left is removed.
+		if a, err := s.Driver(t).Adopt(ctx, m, s.Spec(t)); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%s: %v, want not found", name, err)
+			if err == nil {
+				a.Close()
+			}
+		}
+	}
+	running(t, ctx, v, true)
+}
+
+func (s suite) adopt(t *testing.T, ctx context.Context, v vmm.VM, spec vmm.Spec) (vmm.VM, *Guest) {
+	m := v.Machine()
+	var g *Guest
+	for i := range 2 {
+		for range 2 {
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		select {
+		case <-v.Done():
+			t.Error("a machine that was let go of is done")
+		default:
+		}
+		if _, err := v.DialLink(ctx); err == nil {
+			t.Error("a machine that was let go of gives its link")
+		}
+		adopted, err := s.Driver(t).Adopt(ctx, m, spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v = adopted
+		if diff := cmp.Diff(m, v.Machine()); diff != "" {
+			t.Error(diff)
+		}
+		running(t, ctx, v, true)
+		if g, err = DialGuest(ctx, v); err != nil {
+			t.Fatal(err)
+		}
+		if got := ask(t, ctx, g, fmt.Sprint("echo adoption ", i)); got != fmt.Sprint("adoption ", i) {
+			t.Errorf("echo: %q", got)
+		}
+		if i == 0 {
+			g.Close()
+		}
+	}
+	return v, g
+}
+
+// afterTheEnd is what holds of every machine that is gone.
+func (s suite) afterTheEnd(t *testing.T, ctx context.Context, v vmm.VM, spec vmm.Spec) {
+	t.Helper()
+	if err := v.Kill(ctx); err != nil {
+		t.Errorf("kill after the end: %v", err)
+	}
+	if err := v.Pause(ctx); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("pause after the end: %v", err)
+	}
+	if conn, err := v.DialLink(ctx); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("link after the end: %v", err)
+		if err == nil {
+			conn.Close()
+		}
+	}
+	before := v.Exit()
+	if a, err := s.Driver(t).Adopt(ctx, v.Machine(), spec); !fault.Is(err, fault.NotFound) {
+		t.Errorf("adopt after the end: %v", err)
+		if err == nil {
+			a.Close()
+		}
+	}
+	for range 2 {
+		if err := v.Close(); err != nil {
+			t.Errorf("close after the end: %v", err)
+		}
+	}
+	if diff := cmp.Diff(before, v.Exit()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// ends ends a guest by a command.
+func (s suite) ends(t *testing.T, command string, want vmm.Reason, detail string) {
+	ctx, spec := s.begin(t)
+	v := s.launch(t, ctx, spec)
+	g := s.dial(t, ctx, v)
+	ask(t, ctx, g, "echo up")
+	g.Ask(ctx, command) // may or may not be answered
+	waitDone(t, ctx, v)
+	if e := v.Exit(); e.Reason != want || !strings.Contains(e.Detail, detail) {
+		t.Errorf("exit: %+v, want %q with %q", e, want, detail)
+	}
+	s.afterTheEnd(t, ctx, v, spec)
+}
+
+func (s suite) kill(t *testing.T) {
+	ctx, spec := s.begin(t)
+	v := s.launch(t, ctx, spec)
+	if e := v.Exit(); e != (vmm.Exit{}) {
+		t.Errorf("exit of a live machine: %+v", e)
+	}
+	if err := v.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var wait sync.WaitGroup
+	for range 10 {
+		wait.Go(func() {
+			if err := v.Kill(ctx); err != nil {
+				t.Errorf("kill: %v", err)
+			}
+		})
+	}
+	wait.Wait()
+	select {
+	case <-v.Done():
+	default:
+		t.Error("a killed machine is not done")
+	}
+	if e := v.Exit(); e.Reason != vmm.Killed {
+		t.Errorf("exit: %+v", e)
+	}
+	s.afterTheEnd(t, ctx, v, spec)
+}
+
+func (s suite) crash(t *testing.T) {
+	ctx, spec := s.begin(t)
+	v := s.launch(t, ctx, spec)
+	conn, err := v.DialLink(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s.Crash(t, v.Machine())
+	waitDone(t, ctx, v)
+	if e := v.Exit(); e.Reason != vmm.Crashed || !strings.Contains(e.Detail, "SIGKILL") {
+		t.Errorf("exit: %+v", e)
+	}
+	if _, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("link of a crashed machine: %v", err)
+	}
+	s.afterTheEnd(t, ctx, v, spec)
+}
+
+func (s suite) crashAfterAdopt(t *testing.T) {
+	ctx, spec := s.begin(t)
+	v := s.launch(t, ctx, spec)
+	m := v.Machine()
+	v.Close()
+	v, err := s.Driver(t).Adopt(ctx, m, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { end(t, v) })
+	s.Crash(t, m)
+	waitDone(t, ctx, v)
+	if e := v.Exit(); e.Reason != vmm.Crashed {
+		t.Errorf("exit: %+v", e)
+	}
+	s.afterTheEnd(t, ctx, v, spec)
+}
+
+// launchCancelled gives a launch up at many points.
+func (s suite) launchCancelled(t *testing.T) {
+	ctx, spec := s.begin(t)
+	d := s.Driver(t)
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	if v, err := d.Launch(cancelled, spec); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled before: %v", err)
+		if err == nil {
+			end(t, v)
+		}
+	}
+	s.nothingLeft(t, spec)
+	for _, after := range []time.Duration{0, 1, 3, 10, 30, 60, 100, 150, 200, 300} {
+		short, cancel := context.WithTimeout(ctx, after*time.Millisecond)
+		v, err := d.Launch(short, spec)
+		cancel()
+		if err == nil {
+			end(t, v)
+		} else if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("given up after %v ms: %v", after, err)
+		}
+		s.nothingLeft(t, spec)
+	}
+}
+
+func (s suite) launchFails(t *testing.T) {
+	ctx, good := s.begin(t)
+	dir := t.TempDir()
+	empty, odd := filepath.Join(dir, "empty"), filepath.Join(dir, "odd")
+	if err := errors.Join(os.WriteFile(empty, nil, 0o644), os.WriteFile(odd, make([]byte, 1000), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	disk := func(path string) []vmm.Disk { return []vmm.Disk{{Serial: "data", Path: path}} }
+	for name, tt := range map[string]struct {
+		change func(*vmm.Spec)
+		want   string // in the error
+	}{
+		"missing kernel": {func(s *vmm.Spec) { s.Kernel = dir + "/no-kernel" }, "no-kernel"},
+		"empty kernel":   {func(s *vmm.Spec) { s.Kernel = empty }, "empty"},
+		"missing initrd": {func(s *vmm.Spec) { s.Initrd = dir + "/no-initrd" }, "no-initrd"},
+		"missing disk":   {func(s *vmm.Spec) { s.Disks = disk(dir + "/no-disk") }, "no-disk"},
+		"directory disk": {func(s *vmm.Spec) { s.Disks = disk(dir) }, dir},
+		"odd disk":       {func(s *vmm.Spec) { s.Disks = disk(odd) }, "512-byte"},
+		"missing dir":    {func(s *vmm.Spec) { s.Dir = dir + "/no-dir" }, "no-dir"},
+		"missing netns":  {func(s *vmm.Spec) { s.Netns = dir + "/no-netns" }, "no-netns"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := good
+			tt.change(&spec)
+			v, err := s.Driver(t).Launch(ctx, spec)
+			if err == nil {
+				end(t, v)
+			}
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), string(spec.ID)) {
+				t.Errorf("error %v, want one with %q and the id", err, tt.want)
+			}
+			s.nothingLeft(t, good)
+		})
+	}
+}
+
+// badSpec are specs that no driver may take.
+func (s suite) badSpec(t *testing.T) {
+	ctx, good := s.begin(t)
+	for field, change := range map[string]func(*vmm.Spec){
+		"id":        func(s *vmm.Spec) { s.ID = "a,b" },
+		"vcpus":     func(s *vmm.Spec) { s.VCPUs = 0 },
+		"memory_mb": func(s *vmm.Spec) { s.MemoryMB = -1 },
+		"uid":       func(s *vmm.Spec) { s.UID = 0 },
+		"cmdline":   func(s *vmm.Spec) { s.Cmdline = "a\nb" },
+		"kernel":    func(s *vmm.Spec) { s.Kernel = "vmlinuz" },
+		"disks":     func(s *vmm.Spec) { s.Disks = []vmm.Disk{{Serial: "a,b=c", Path: "/x"}} },
+		"nic":       func(s *vmm.Spec) { s.NIC = &vmm.NIC{MAC: "02:00:00:00:00:01"} },
+		"dir":       func(s *vmm.Spec) { s.Dir = "/" + strings.Repeat("x", 200) },
+	} {
+		spec := good
+		change(&spec)
+		v, err := s.Driver(t).Launch(ctx, spec)
+		if err == nil {
+			end(t, v)
+		}
+		var bad *fault.Error
+		if !fault.Is(err, fault.Invalid) || !errors.As(err, &bad) || bad.Field != field {
+			t.Errorf("%s: error %v, want an invalid field", field, err)
+		}
+	}
+}
+
+func (s suite) fiveAtOnce(t *testing.T) {
+	ctx, spec := s.begin(t)
+	d := s.Driver(t)
+	specs := []vmm.Spec{spec}
+	for range 4 {
+		specs = append(specs, s.Spec(t))
+	}
+	var wait sync.WaitGroup
+	for _, spec := range specs {
+		wait.Go(func() {
+			if err := oneOfMany(ctx, d, spec); err != nil {
+				t.Errorf("%s: %v", spec.ID, err)
+			}
+		})
+	}
+	wait.Wait()
+	for _, spec := range specs {
+		s.nothingLeft(t, spec)
+	}
+}
+
+func oneOfMany(ctx context.Context, d vmm.Driver, spec vmm.Spec) (err error) {
+	v, err := d.Launch(ctx, spec)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.Kill(context.WithoutCancel(ctx)), v.Close()) }()
+	g, err := DialGuest(ctx, v)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	answer, err := g.Ask(ctx, "echo "+string(spec.ID))
+	if err == nil && answer != string(spec.ID) {
+		err = fmt.Errorf("another guest answered: %q", answer)
+	}
+	return err
+}
