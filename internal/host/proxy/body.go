@@ -1,12 +1,17 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
 	"sync"
 	"time"
 )
+
+// letGoGrace is how long a caller over HTTP/1.1 that is in the middle of an
+// upload may take for its next bytes once the guest wants no more.
+const letGoGrace = 250 * time.Millisecond
 
 // errLetGo is what a body reads as that the transport let go of.
 var errLetGo = errors.New("request body is closed")
@@ -23,17 +28,34 @@ type callerBody struct {
 	mu      sync.Mutex
 	reading bool // guarded by mu
 	closed  bool // guarded by mu
+	cut     bool // a Read may have been ended by a deadline; guarded by mu
 }
 
-func newCallerBody(w http.ResponseWriter, r *http.Request) io.ReadCloser {
+// callerContext returns the context that r is carried with, and its body, nil
+// when it has none. The context ends when the caller goes away, but not when
+// the server takes a Read that we ended for that.
+func callerContext(w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc, *callerBody) {
 	if r.Body == nil || r.ContentLength == 0 {
-		return nil
+		ctx, cancel := context.WithCancel(r.Context())
+		return ctx, cancel, nil
 	}
 	b := &callerBody{body: r.Body}
 	if r.ProtoMajor == 1 {
 		b.http1 = http.NewResponseController(w)
 	}
-	return b
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	stop := context.AfterFunc(r.Context(), func() {
+		if !b.wasCut() {
+			cancel()
+		}
+	})
+	return ctx, func() { stop(); cancel() }, b
+}
+
+func (b *callerBody) wasCut() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.cut
 }
 
 // Read implements io.Reader.
@@ -47,12 +69,18 @@ func (b *callerBody) Read(p []byte) (int, error) {
 	b.mu.Unlock()
 	n, err := b.body.Read(p)
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.reading = false
-	b.mu.Unlock()
+	if b.cut && err == nil {
+		// In time: leave the rest to the server, which drains some of it and
+		// closes gently, so that the caller gets to read its answer.
+		b.cut = false
+		err = b.http1.SetReadDeadline(time.Time{})
+	}
 	return n, err
 }
 
-// Close implements io.Closer. It never waits for the caller.
+// Close implements io.Closer.
 func (b *callerBody) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -64,8 +92,8 @@ func (b *callerBody) Close() error {
 	case !b.reading:
 		return nil // the server knows best what to do with the rest
 	case b.http1 != nil:
-		// The connection serves no further request, which it could not anyway.
-		return b.http1.SetReadDeadline(time.Unix(1, 0))
+		b.cut = true
+		return b.http1.SetReadDeadline(time.Now().Add(letGoGrace))
 	}
 	return b.body.Close()
 }

@@ -25,7 +25,6 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, v visit) {
 		p.refuse(w, r, err, "")
 		return
 	}
-	body := newCallerBody(w, r)
 	rp := httputil.ReverseProxy{
 		Transport:     transport,
 		FlushInterval: -1,
@@ -34,7 +33,9 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, v visit) {
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL = out
 			pr.Out.Host = host
-			pr.Out.Body = body
+			if v.body != nil {
+				pr.Out.Body = v.body
+			}
 			scrubRequest(pr, v.target)
 		},
 		ModifyResponse: func(res *http.Response) error {

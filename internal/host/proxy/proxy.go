@@ -123,11 +123,12 @@ type visit struct {
 	target
 	sandbox sandbox.ID
 	guest   guestconn.Guest
+	body    *callerBody // nil: none
 }
 
 // ServeHTTP carries one request to its guest and the answer back.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithCancel(r.Context())
+	ctx, cancel, body := callerContext(w, r)
 	defer cancel()
 	defer context.AfterFunc(p.open, cancel)()
 	r = r.WithContext(ctx)
@@ -157,7 +158,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer done()
-	p.carry(w, r, visit{target: t, sandbox: id, guest: g})
+	p.carry(w, r, visit{target: t, sandbox: id, guest: g, body: body})
 }
 
 // carry sends r to the guest of v.

@@ -67,6 +67,10 @@ func scrubResponse(res *http.Response, t target) {
 			h.Add("Content-Security-Policy", pageSandbox)
 		}
 	}
+	if len(res.Trailer) > 0 {
+		h.Del("Content-Length") // with it HTTP/1.1 has no place for a trailer
+		h.Del("Trailer")        // ReverseProxy writes its own
+	}
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		res.Body = &cleanTrailer{ReadCloser: res.Body, res: res}
 	}
