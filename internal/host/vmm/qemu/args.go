@@ -1,0 +1,143 @@
+package qemu
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/hutch-run/hutch/internal/link"
+)
+
+// argParams is everything that decides the command line. The numbers are
+// descriptors in the child.
+type argParams struct {
+	Name     string
+	Accel    Accel
+	VCPUs    int
+	MemoryMB int
+	Cmdline  string
+	KernelFD int
+	InitrdFD int // 0: none
+	// Listening sockets.
+	ControlFD, ConsoleFD, LinkFD int
+
+	Disks []argDisk
+	NIC   *argNIC
+}
+
+type argDisk struct {
+	FD       int
+	Serial   string
+	ReadOnly bool
+	Discard  bool
+}
+
+type argNIC struct {
+	FD  int
+	MAC string
+}
+
+// guestCmdline is what the driver itself needs of the guest's kernel: a
+// console, and a panic that ends the machine.
+const guestCmdline = "console=ttyS0 panic=-1"
+
+// buildArgs returns QEMU's arguments. It is a pure function of p.
+func buildArgs(p argParams) []string {
+	args := []string{
+		"-name", "guest=" + quote(p.Name),
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-msg", "timestamp=off,guest-name=off",
+		"-monitor", "none", "-parallel", "none",
+		"-rtc", "base=utc",
+	}
+	args = append(args, machineArgs(p.Accel)...)
+	args = append(args, "-smp", strconv.Itoa(p.VCPUs))
+	args = append(args, memoryArgs(p.MemoryMB)...)
+	args = append(args, bootArgs(p)...)
+	args = append(args, channelArgs(p)...)
+	for i, d := range p.Disks {
+		args = append(args, diskArgs(i, d)...)
+	}
+	if p.NIC != nil {
+		args = append(args, nicArgs(*p.NIC)...)
+	}
+	return args
+}
+
+// machineArgs leaves out of q35 what no guest of ours needs: every device is
+// time at boot and a surface for the guest.
+func machineArgs(a Accel) []string {
+	args := []string{"-machine", "q35,smm=off,hpet=off,sata=off,smbus=off,i8042=off,vmport=off,usb=off,dump-guest-core=off,memory-backend=ram"}
+	if a == KVM {
+		return append(args, "-accel", "kvm", "-cpu", "host")
+	}
+	return append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBufferMB), "-cpu", "max")
+}
+
+// memoryArgs is the one place that says where guest memory comes from.
+func memoryArgs(mb int) []string {
+	size := strconv.Itoa(mb) + "M"
+	return []string{"-m", size, "-object", "memory-backend-ram,id=ram,size=" + size}
+}
+
+func bootArgs(p argParams) []string {
+	args := []string{"-kernel", fdPath(p.KernelFD), "-append", strings.TrimSpace(guestCmdline + " " + p.Cmdline)}
+	if p.InitrdFD != 0 {
+		args = append(args, "-initrd", fdPath(p.InitrdFD))
+	}
+	return args
+}
+
+// channelArgs are the machine protocol, the console, the link and the source
+// of randomness.
+func channelArgs(p argParams) []string {
+	socket := func(id string, fd int) []string {
+		return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, fd)}
+	}
+	args := append(socket("control", p.ControlFD), "-mon", "chardev=control,mode=control")
+	args = append(args, socket("console", p.ConsoleFD)...)
+	args = append(args, "-serial", "chardev:console")
+	args = append(args, socket("link", p.LinkFD)...)
+	return append(args,
+		"-device", "virtio-serial-pci,id=serial,max_ports=2,"+virtioPCI,
+		"-device", "virtserialport,bus=serial.0,nr=1,chardev=link,name="+quote(link.PortName),
+		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,"+virtioPCI,
+	)
+}
+
+// virtioPCI is common to all virtio devices: no legacy interface, no boot ROM.
+const virtioPCI = "disable-legacy=on,romfile="
+
+func diskArgs(i int, d argDisk) []string {
+	set, node := i+1, fmt.Sprintf("disk%d", i)
+	mode, discard, trim := "read-only=off", "discard=ignore", "off"
+	if d.ReadOnly {
+		mode = "read-only=on"
+	}
+	if d.Discard {
+		discard, trim = "discard=unmap", "on"
+	}
+	return []string{
+		"-add-fd", fmt.Sprintf("fd=%d,set=%d", d.FD, set),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=%s-file,filename=/dev/fdset/%d,%s,auto-read-only=off,%s,locking=on,aio=threads,cache.direct=off", node, set, mode, discard),
+		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,file=%s-file,%s,auto-read-only=off,%s", node, node, mode, discard),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,discard=%s,werror=report,rerror=report,%s", node, quote(d.Serial), trim, virtioPCI),
+	}
+}
+
+func nicArgs(n argNIC) []string {
+	return []string{
+		"-netdev", fmt.Sprintf("tap,id=net,fd=%d,vhost=off", n.FD),
+		"-device", "virtio-net-pci,netdev=net,mac=" + quote(n.MAC) + "," + virtioPCI,
+	}
+}
+
+// fdPath is how QEMU opens a descriptor again where it takes only a path. The
+// file's own mode must let QEMU's user read it; that of its directories does
+// not matter.
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// quote keeps a comma in a value from starting another option. What is checked
+// before holds none; this is the second guard.
+func quote(value string) string { return strings.ReplaceAll(value, ",", ",,") }

@@ -1,0 +1,27 @@
+// Package qemu drives QEMU as a vmm.Driver: one process per sandbox, jailed,
+// on the q35 machine with KVM or, where that does not work, by emulation.
+//
+// It owns QEMU's command line, its three sockets (machine protocol, console,
+// link), the choice of the accelerator and the reading of why a machine ended.
+// It never opens a path that a guest or a caller made up inside QEMU: kernel,
+// initramfs, disks, tap and sockets are opened here and passed as descriptors,
+// so that QEMU needs no right to any directory.
+//
+// # Facts that the code relies on
+//
+//   - A reset ends QEMU (-no-reboot), so that a guest's reboot and the end of a
+//     panicked kernel (panic=-1) are exits with a reason. QEMU tells a reset and
+//     a power-off apart by its SHUTDOWN event; the panic is in the console.
+//   - QEMU starts stopped (-S). The machine protocol and the console are
+//     connected before the guest's first instruction, so nothing is missed.
+//   - Every socket is a listening one of ours that QEMU accepts from, one client
+//     at a time; after hutchd's end QEMU accepts the next hutchd's. What the
+//     guest writes while nobody is connected is dropped, never waited for.
+//   - A disk that cannot be written (a full host) is an I/O error in the guest,
+//     never a silently stopped machine.
+//   - A writable disk is locked by QEMU on the description that was opened
+//     here: two machines cannot write one disk.
+//
+// Tested by vmmtest with real machines, the command line by a golden file, and
+// the rest without QEMU.
+package qemu
