@@ -187,6 +187,9 @@ func (h hostRules) find(c *nftables.Conn) (exists bool, owner string, err error)
 	s := ownerSet()
 	s.Table = h.table()
 	elements, err := c.GetSetElements(s)
+	if gone(err) {
+		return true, "", nil // somebody else's table
+	}
 	if err != nil {
 		return true, "", fmt.Errorf("read owner of nftables table %s: %w", h.names.table(), err)
 	}
