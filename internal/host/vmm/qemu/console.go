@@ -71,7 +71,7 @@ func (c *console) scanLocked() {
 		return
 	}
 	if i := bytes.Index(c.line, []byte(panicMark)); i >= 0 {
-		c.panic = proc.Printable(string(c.line[i:]))
+		c.panic = proc.Printable(string(bytes.TrimRight(c.line[i:], "\r")))
 	}
 }
 

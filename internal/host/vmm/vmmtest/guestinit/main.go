@@ -145,15 +145,18 @@ func disks() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		dev := "/dev/" + filepath.Base(p)
-		head := make([]byte, 8)
-		mode := "rw"
-		f, err := os.OpenFile(dev, os.O_RDWR|os.O_SYNC, 0)
+		ro, err := os.ReadFile(p + "/ro")
 		if err != nil {
-			mode = "ro"
-			if f, err = os.Open(dev); err != nil {
-				return "", err
-			}
+			return "", err
+		}
+		mode, flags := "rw", os.O_RDWR|os.O_SYNC
+		if strings.TrimSpace(string(ro)) == "1" {
+			mode, flags = "ro", os.O_RDONLY
+		}
+		head := make([]byte, 8)
+		f, err := os.OpenFile("/dev/"+filepath.Base(p), flags, 0)
+		if err != nil {
+			return "", err
 		}
 		_, err = f.ReadAt(head, 0)
 		if err == nil && mode == "rw" {
