@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -39,8 +40,12 @@ type Listener struct {
 	p      ListenParams
 	ctx    context.Context
 	cancel context.CancelFunc
-	api    chan *Stream
 	wg     sync.WaitGroup
+
+	some chan struct{} // capacity 1: waiting has got one more
+	mu   sync.Mutex
+	// waiting is the API streams that wait for Accept.
+	waiting []*Stream
 }
 
 // acceptBacklog is how many API streams may wait for Accept: as many as a
@@ -58,7 +63,7 @@ func Listen(p ListenParams) (*Listener, error) {
 	if p.versions == [2]uint16{} {
 		p.versions = [2]uint16{MinVersion, MaxVersion}
 	}
-	l := &Listener{p: p, api: make(chan *Stream, acceptBacklog)}
+	l := &Listener{p: p, some: make(chan struct{}, 1)}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.wg.Go(l.run)
 	return l, nil
@@ -67,12 +72,56 @@ func Listen(p ListenParams) (*Listener, error) {
 // Accept waits for the next stream to the API, over all sessions. The host is
 // told that the stream is open only now.
 func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		if s := l.next(); s != nil && s.accept() {
+			return s, nil
+		}
+		select {
+		case <-l.ctx.Done():
+			return nil, fmt.Errorf("accept on link: %w", net.ErrClosed)
+		case <-l.some:
+		}
+	}
+}
+
+// next takes the first of the waiting streams that the host has not given up.
+func (l *Listener) next() *Stream {
+	if l.ctx.Err() != nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting = slices.DeleteFunc(l.waiting, (*Stream).dead)
+	if len(l.waiting) == 0 {
+		return nil
+	}
+	s := l.waiting[0]
+	l.waiting = slices.Delete(l.waiting, 0, 1)
+	if len(l.waiting) > 0 {
+		l.signal() // for another Accept
+	}
+	return s
+}
+
+// await puts s among the waiting streams, and tells whether there was room.
+func (l *Listener) await(s *Stream) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.waiting) >= acceptBacklog {
+		l.waiting = slices.DeleteFunc(l.waiting, (*Stream).dead)
+	}
+	if len(l.waiting) >= acceptBacklog {
+		return false
+	}
+	l.waiting = append(l.waiting, s)
+	l.signal()
+	return true
+}
+
+func (l *Listener) signal() {
 	select {
-	case <-l.ctx.Done():
-		return nil, fmt.Errorf("accept on link: %w", net.ErrClosed)
-	case s := <-l.api:
-		s.accept()
-		return s, nil
+	case l.some <- struct{}{}:
+	default:
 	}
 }
 
@@ -135,9 +184,7 @@ func (l *Listener) serve(port io.ReadWriteCloser) error {
 // opened takes over a stream that the host opened.
 func (l *Listener) opened(s *Stream) {
 	if s.target == targetAPI {
-		select {
-		case l.api <- s:
-		default:
+		if !l.await(s) {
 			s.answer(StatusBusy, "too many streams wait to be served")
 		}
 		return

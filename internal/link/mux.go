@@ -63,7 +63,7 @@ func (m *mux) fail(err error) {
 	}
 	m.err = err
 	for _, s := range m.streams {
-		s.lose(fmt.Errorf("link session ended: %w", err))
+		s.lose(fmt.Errorf("%w: %w", ErrEnded, err))
 	}
 	m.streams, m.ready = nil, nil
 	close(m.done)
@@ -83,7 +83,7 @@ func (m *mux) open(ctx context.Context, target string) (*Stream, error) {
 	defer m.mu.Unlock()
 	switch {
 	case m.err != nil:
-		return nil, fmt.Errorf("open %s in guest: %w", target, m.err)
+		return nil, fmt.Errorf("open %s in guest: %w: %w", target, ErrEnded, m.err)
 	case len(m.streams) >= MaxStreams:
 		return nil, fmt.Errorf("open %s in guest: %w", target, ErrStreams)
 	case m.lastID == math.MaxUint32:

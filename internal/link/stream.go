@@ -213,8 +213,16 @@ func (s *Stream) broadcast() {
 	s.wcond.Broadcast()
 }
 
-// accept answers the host that the stream is open.
-func (s *Stream) accept() { s.answer(StatusOK, "") }
+// accept answers the host that the stream is open. It reports false when the
+// host has given the stream up.
+func (s *Stream) accept() bool { return s.answer(StatusOK, "") }
+
+// dead tells whether the stream has ended by reset or with its session.
+func (s *Stream) dead() bool {
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	return s.rerr != nil
+}
 
 // refuse answers the host that the stream does not come about. Called with mu
 // held.
@@ -226,18 +234,19 @@ func (s *Stream) refuse(status Status, msg string) {
 	s.m.enqueue(s)
 }
 
-func (s *Stream) answer(status Status, msg string) {
+func (s *Stream) answer(status Status, msg string) bool {
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
 	if s.rerr != nil {
-		return
+		return false
 	}
 	if status != StatusOK {
 		s.refuse(status, msg)
-		return
+		return true
 	}
 	s.answered, s.due.status = true, true
 	s.m.enqueue(s)
+	return true
 }
 
 // hasDue tells whether emit would have something to say.

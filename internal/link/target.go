@@ -10,6 +10,9 @@ import (
 
 // What a session or stream can die of. Test with errors.Is.
 var (
+	// ErrEnded is what every stream of a session that has ended fails with; the
+	// reason is in the chain as well.
+	ErrEnded = errors.New("link session ended")
 	// ErrClosed is a session that its own side closed.
 	ErrClosed = errors.New("link session is closed")
 	// ErrGuestRestarted is a session whose guest agent has started anew.

@@ -1,0 +1,297 @@
+package guestconn
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	arcboxv1 "github.com/hutch-run/hutch/gen/arcbox/v1"
+	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
+	guestv1 "github.com/hutch-run/hutch/gen/hutch/guest/v1"
+	"github.com/hutch-run/hutch/gen/hutch/guest/v1/guestv1connect"
+	processpb "github.com/hutch-run/hutch/gen/process"
+	"github.com/hutch-run/hutch/gen/process/processpbconnect"
+	"github.com/hutch-run/hutch/internal/link"
+)
+
+// agent is a guest agent of test handlers behind a link whose wire the test
+// can cut.
+type agent struct {
+	processpbconnect.UnimplementedProcessHandler
+	arcboxv1connect.UnimplementedAgentServiceHandler
+	guestv1connect.UnimplementedGuestServiceHandler
+
+	t     testing.TB
+	wires chan net.Conn // the guest's ends of connections
+	gone  chan struct{} // the VM has ended
+	links atomic.Int32  // sessions so far
+	conns atomic.Int32  // HTTP connections so far
+	gets  atomic.Int32  // requests to /once so far
+
+	mu      sync.Mutex
+	host    net.Conn // the host's end of the connection that stands
+	inputs  map[string]*input
+	configs []*guestv1.ConfigureRequest
+	pings   []*arcboxv1.AgentPingRequest
+	hello   link.Hello
+}
+
+type input struct {
+	buf    bytes.Buffer
+	closed chan struct{}
+}
+
+// wire is one connection as the guest's port. It does not come back.
+type wire struct{ net.Conn }
+
+func (w wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+func startAgent(t testing.TB) *agent {
+	a := &agent{
+		t: t, wires: make(chan net.Conn), gone: make(chan struct{}), inputs: map[string]*input{},
+		hello: link.Hello{AgentVersion: "v9", Features: []string{"one", "two"}},
+	}
+	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
+		select {
+		case c := <-a.wires:
+			return wire{c}, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle(processpbconnect.NewProcessHandler(a))
+	mux.Handle(arcboxv1connect.NewAgentServiceHandler(a))
+	mux.Handle(guestv1connect.NewGuestServiceHandler(a))
+	mux.HandleFunc("/hello", func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Host+" "+r.Proto) })
+	mux.HandleFunc("/once", a.once)
+	var p http.Protocols
+	p.SetUnencryptedHTTP2(true)
+	srv := &http.Server{Handler: mux, Protocols: &p, ConnState: func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			a.conns.Add(1)
+		}
+	}}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(l) })
+	t.Cleanup(func() {
+		_ = srv.Close()
+		_ = l.Close()
+		wg.Wait()
+	})
+	return a
+}
+
+// once cuts the link in the first request, and answers the next ones.
+func (a *agent) once(w http.ResponseWriter, _ *http.Request) {
+	if a.gets.Add(1) == 1 {
+		a.cut()
+		return
+	}
+	_, _ = io.WriteString(w, "answer")
+}
+
+// dial is a connection's Params.Dial.
+func (a *agent) dial(ctx context.Context) (net.Conn, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	host, guest := fileConn(a.t, fds[0]), fileConn(a.t, fds[1])
+	select {
+	case a.wires <- guest:
+		a.links.Add(1)
+		a.mu.Lock()
+		a.host = host
+		a.mu.Unlock()
+		return host, nil
+	case <-ctx.Done():
+		_ = host.Close()
+		_ = guest.Close()
+		return nil, ctx.Err()
+	}
+}
+
+func fileConn(t testing.TB, fd int) net.Conn {
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		t.Error(err)
+	}
+	return c
+}
+
+// cut breaks the connection that stands.
+func (a *agent) cut() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_ = a.host.Close()
+}
+
+func (a *agent) Configure(_ context.Context, r *connect.Request[guestv1.ConfigureRequest]) (*connect.Response[guestv1.ConfigureResponse], error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.configs = append(a.configs, r.Msg)
+	warnings := []string{"no\x1b[2J such thing"}
+	for range 100 {
+		warnings = append(warnings, strings.Repeat("w", 2000))
+	}
+	return connect.NewResponse(&guestv1.ConfigureResponse{AgentVersion: "v9", KernelVersion: "6.1", BootId: "b", Warnings: warnings}), nil
+}
+
+func (a *agent) Ping(_ context.Context, r *connect.Request[arcboxv1.AgentPingRequest]) (*connect.Response[arcboxv1.AgentPingResponse], error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pings = append(a.pings, r.Msg)
+	return connect.NewResponse(&arcboxv1.AgentPingResponse{}), nil
+}
+
+func (a *agent) GetSystemInfo(context.Context, *connect.Request[arcboxv1.Empty]) (*connect.Response[arcboxv1.SystemInfo], error) {
+	return connect.NewResponse(&arcboxv1.SystemInfo{TotalMemory: 100, AvailableMemory: 30}), nil
+}
+
+func (a *agent) Shutdown(_ context.Context, r *connect.Request[arcboxv1.ShutdownRequest]) (*connect.Response[arcboxv1.ShutdownResponse], error) {
+	return connect.NewResponse(&arcboxv1.ShutdownResponse{Accepted: r.Msg.GetTimeoutSeconds() == 2}), nil
+}
+
+// reply sends one event.
+type reply struct {
+	s *connect.ServerStream[processpb.StartResponse]
+}
+
+func (r reply) send(ev *processpb.ProcessEvent) error {
+	return r.s.Send(&processpb.StartResponse{Event: ev})
+}
+
+func (r reply) start() error {
+	return r.send(&processpb.ProcessEvent{Event: &processpb.ProcessEvent_Start{Start: &processpb.ProcessEvent_StartEvent{Pid: 7}}})
+}
+
+func (r reply) stdout(b []byte) error {
+	return r.send(&processpb.ProcessEvent{Event: &processpb.ProcessEvent_Data{Data: &processpb.ProcessEvent_DataEvent{
+		Output: &processpb.ProcessEvent_DataEvent_Stdout{Stdout: b},
+	}}})
+}
+
+func (r reply) stderr(b []byte) error {
+	return r.send(&processpb.ProcessEvent{Event: &processpb.ProcessEvent_Data{Data: &processpb.ProcessEvent_DataEvent{
+		Output: &processpb.ProcessEvent_DataEvent_Stderr{Stderr: b},
+	}}})
+}
+
+func (r reply) end(e *processpb.ProcessEvent_EndEvent) error {
+	return r.send(&processpb.ProcessEvent{Event: &processpb.ProcessEvent_End{End: e}})
+}
+
+// Start is a process service whose programs are names of behaviours.
+func (a *agent) Start(ctx context.Context, r *connect.Request[processpb.StartRequest], s *connect.ServerStream[processpb.StartResponse]) error {
+	out, cfg := reply{s}, r.Msg.GetProcess()
+	done := &processpb.ProcessEvent_EndEvent{Exited: true}
+	var in *input
+	if r.Msg.GetStdin() {
+		in = &input{closed: make(chan struct{})}
+		a.mu.Lock()
+		a.inputs[r.Msg.GetTag()] = in
+		a.mu.Unlock()
+	}
+	switch cfg.GetCmd() {
+	case "missing":
+		return connect.NewError(connect.CodeNotFound, errors.New("no such program"))
+	case "never":
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if err := out.start(); err != nil {
+		return err
+	}
+	switch cfg.GetCmd() {
+	case "tell":
+		_ = out.stdout([]byte(strings.Join(cfg.GetArgs(), " ") + " " + cfg.GetUser() + " " + cfg.GetCwd() + " " + cfg.GetEnvs()["E"]))
+		_ = out.stderr([]byte("err"))
+		done.ExitCode = 3
+	case "cat":
+		select {
+		case <-in.closed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		_ = out.stdout(in.buf.Bytes())
+	case "flood":
+		for range 100 {
+			_ = out.stdout(make([]byte, 32<<10))
+			_ = out.stderr(make([]byte, 16<<10))
+		}
+	case "sleep":
+		_ = out.stdout([]byte("before"))
+		select {
+		case <-time.After(time.Duration(r.Msg.GetTimeoutMs()) * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		done = &processpb.ProcessEvent_EndEvent{ExitCode: -1, Signal: "SIGKILL", TimedOut: true}
+	case "hang":
+		_ = out.stdout([]byte("before"))
+		<-ctx.Done()
+		return ctx.Err()
+	case "vanish":
+		return nil
+	case "lost":
+		done = &processpb.ProcessEvent_EndEvent{Error: new(string)}
+	case "huge":
+		_ = out.stdout(make([]byte, 2*maxMessage))
+	case "cut":
+		a.cut()
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return out.end(done)
+}
+
+func (a *agent) input(sel *processpb.ProcessSelector) (*input, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if in := a.inputs[sel.GetTag()]; in != nil {
+		return in, nil
+	}
+	return nil, connect.NewError(connect.CodeNotFound, errors.New("no such process"))
+}
+
+func (a *agent) SendInput(_ context.Context, r *connect.Request[processpb.SendInputRequest]) (*connect.Response[processpb.SendInputResponse], error) {
+	in, err := a.input(r.Msg.GetProcess())
+	if err != nil {
+		return nil, err
+	}
+	in.buf.Write(r.Msg.GetInput().GetStdin())
+	return connect.NewResponse(&processpb.SendInputResponse{}), nil
+}
+
+func (a *agent) CloseStdin(_ context.Context, r *connect.Request[processpb.CloseStdinRequest]) (*connect.Response[processpb.CloseStdinResponse], error) {
+	in, err := a.input(r.Msg.GetProcess())
+	if err != nil {
+		return nil, err
+	}
+	close(in.closed)
+	return connect.NewResponse(&processpb.CloseStdinResponse{}), nil
+}

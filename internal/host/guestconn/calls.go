@@ -1,0 +1,141 @@
+package guestconn
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	arcboxv1 "github.com/hutch-run/hutch/gen/arcbox/v1"
+	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
+	guestv1 "github.com/hutch-run/hutch/gen/hutch/guest/v1"
+	"github.com/hutch-run/hutch/gen/hutch/guest/v1/guestv1connect"
+	"github.com/hutch-run/hutch/gen/process/processpbconnect"
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/link"
+	"github.com/hutch-run/hutch/internal/rpcx"
+)
+
+// Limits of what a guest may tell.
+const (
+	maxMessage  = 1 << 20
+	maxText     = 512
+	maxWarnings = 32
+	entropyLen  = 64
+)
+
+func (c *Conn) makeClients() {
+	hc := &http.Client{
+		Transport: c.transport,
+		// A guest does not send its host elsewhere.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	opts := append(rpcx.ClientOptions(), connect.WithReadMaxBytes(maxMessage))
+	c.agent = arcboxv1connect.NewAgentServiceClient(hc, baseURL, opts...)
+	c.guest = guestv1connect.NewGuestServiceClient(hc, baseURL, opts...)
+	c.process = processpbconnect.NewProcessClient(hc, baseURL, opts...)
+}
+
+// Configure implements Guest.
+func (c *Conn) Configure(ctx context.Context, cfg Config) (Facts, error) {
+	entropy := make([]byte, entropyLen)
+	rand.Read(entropy) // never fails
+	if _, err := c.session(ctx); err != nil {
+		return Facts{}, err
+	}
+	req := &guestv1.ConfigureRequest{
+		SandboxId: cfg.ID, MachineId: cfg.MachineID, Entropy: entropy, Env: cfg.Env,
+		DefaultUser: cfg.DefaultUser, DefaultCwd: cfg.DefaultCwd,
+		Network: &guestv1.Network{Address: cfg.Address, Gateway: cfg.Gateway, Dns: cfg.DNS, Mtu: uint32(max(cfg.MTU, 0))},
+		// Taken last, after the wait for the guest.
+		UnixNanos: time.Now().UnixNano(),
+	}
+	res, err := c.guest.Configure(ctx, connect.NewRequest(req))
+	if err != nil {
+		return Facts{}, callError("configure guest", err)
+	}
+	f := Facts{
+		AgentVersion:  text(res.Msg.GetAgentVersion()),
+		KernelVersion: text(res.Msg.GetKernelVersion()),
+		BootID:        text(res.Msg.GetBootId()),
+	}
+	for _, w := range res.Msg.GetWarnings() {
+		if len(f.Warnings) == maxWarnings {
+			break
+		}
+		f.Warnings = append(f.Warnings, text(w))
+	}
+	return f, nil
+}
+
+// SyncClock implements Guest.
+func (c *Conn) SyncClock(ctx context.Context) error {
+	if _, err := c.session(ctx); err != nil {
+		return err
+	}
+	now := time.Now()
+	nanos := int32(now.Nanosecond())
+	_, err := c.agent.Ping(ctx, connect.NewRequest(&arcboxv1.AgentPingRequest{TimestampSecs: now.Unix(), TimestampNanos: &nanos}))
+	return callError("set guest clock", err)
+}
+
+// Shutdown implements Guest. A grace below a second counts as one.
+func (c *Conn) Shutdown(ctx context.Context, grace time.Duration) error {
+	if _, err := c.session(ctx); err != nil {
+		return err
+	}
+	seconds := uint32(max(1, min((grace+time.Second-1)/time.Second, 3600)))
+	res, err := c.agent.Shutdown(ctx, connect.NewRequest(&arcboxv1.ShutdownRequest{TimeoutSeconds: seconds}))
+	if err != nil {
+		return callError("shut guest down", err)
+	}
+	if !res.Msg.GetAccepted() {
+		return fault.New(fault.Unavailable, "shut guest down: its agent did not accept")
+	}
+	return nil
+}
+
+// Memory implements Guest.
+func (c *Conn) Memory(ctx context.Context) (used, total uint64, err error) {
+	if _, err := c.session(ctx); err != nil {
+		return 0, 0, err
+	}
+	res, err := c.agent.GetSystemInfo(ctx, connect.NewRequest(&arcboxv1.Empty{}))
+	if err != nil {
+		return 0, 0, callError("ask guest for its memory", err)
+	}
+	total, free := res.Msg.GetTotalMemory(), res.Msg.GetAvailableMemory()
+	return total - min(free, total), total, nil
+}
+
+// callError says what was asked of the guest, and keeps the class. A nil err
+// stays nil.
+func callError(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = rpcx.FromConnect(err)
+	class := fault.Of(err)
+	if errors.Is(err, link.ErrEnded) && class != fault.Canceled && class != fault.Deadline {
+		// The RPC library calls an answer that was cut off the peer's mistake.
+		class = fault.Unavailable
+	}
+	return fault.New(class, "%s: %w", what, err)
+}
+
+// text makes a guest's words fit to be logged and stored.
+func text(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText]
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return '.'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "."))
+}
