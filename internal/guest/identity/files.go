@@ -1,0 +1,169 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// marker is the first line of files that hutch may write again.
+	marker = "# Written by hutch at each start. Remove this line to keep your changes."
+	// maxFile bounds what is read of one file, in bytes.
+	maxFile = 64 << 10
+)
+
+// content is what was found at a path, and what it means for us.
+type content struct {
+	text string
+	// plain: a regular file by itself, no symlink on the way to it.
+	plain bool
+	// foreign: it says something that is not ours.
+	foreign bool
+}
+
+// writeFiles brings the files in /etc up to date.
+func (i *Identity) writeFiles(c Config, p plan, warn func(error)) {
+	if c.ID != "" {
+		warn(i.write("hostname", c.ID+"\n", 0o644))
+		warn(i.writeOurs("hosts", hosts(c.ID, p.link.Address)))
+	}
+	if c.MachineID != "" {
+		warn(i.write("machine-id", c.MachineID+"\n", 0o444))
+	}
+	warn(i.writeOurs("resolv.conf", resolvConf(p.dns)))
+}
+
+func hosts(name string, address netip.Prefix) string {
+	own := "127.0.1.1" // what Debian gives a machine without an address
+	if address.IsValid() {
+		own = address.Addr().String()
+	}
+	return marker + "\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" + own + "\t" + name + "\n"
+}
+
+func resolvConf(servers []netip.Addr) string {
+	var b strings.Builder
+	b.WriteString(marker + "\n")
+	for _, s := range servers {
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	return b.String()
+}
+
+// writeOurs writes a file unless it holds what somebody else has to say.
+func (i *Identity) writeOurs(name, text string) error {
+	if found, err := i.read(name); err != nil || found.foreign {
+		return err
+	}
+	return i.write(name, text, 0o644)
+}
+
+// write makes /etc/name a file with that text, by a rename, so that a symlink
+// there is replaced and never followed. It does nothing when all is as it
+// should be. The file is not synced: the next boot writes it again.
+func (i *Identity) write(name, text string, mode fs.FileMode) error {
+	if found, err := i.read(name); err == nil && found.plain && found.text == text {
+		return nil
+	}
+	dir := filepath.Join(i.p.Root, "etc")
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	etc, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer etc.Close()
+	temporary := ".hutch-" + name
+	if err := etc.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err // else: left behind by a crash
+	}
+	f, err := etc.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(f, text)
+	err = errors.Join(err, f.Chmod(mode), f.Close()) // Chmod: whatever the umask is
+	if err == nil {
+		err = etc.Rename(temporary, name)
+	}
+	if err != nil {
+		_ = etc.Remove(temporary) // the first error tells more
+		return fmt.Errorf("write /etc/%s: %w", name, err)
+	}
+	return nil
+}
+
+// read returns what the guest sees at /etc/name. Missing, blank and dangling
+// are all the same: nothing is said there.
+func (i *Identity) read(name string) (content, error) {
+	path := "/etc/" + name
+	f, err := open(i.p.Root, path)
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ELOOP):
+		return content{}, nil
+	case err != nil:
+		return content{}, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return content{foreign: true}, err
+	}
+	raw, err := io.ReadAll(io.LimitReader(f, maxFile))
+	if err != nil {
+		return content{}, err
+	}
+	found := content{text: string(raw)}
+	found.foreign = strings.TrimSpace(found.text) != "" && !strings.HasPrefix(found.text, marker+"\n")
+	if fi, err := os.Lstat(filepath.Join(i.p.Root, path)); err == nil {
+		found.plain = fi.Mode().IsRegular()
+	}
+	return found, nil
+}
+
+// open opens path below root for reading, symlinks resolved as if root were
+// "/". It never blocks, whatever lies there.
+func open(root, path string) (*os.File, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	how := unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	for {
+		fd, err := unix.Openat2(dir, path, &how)
+		if err == unix.EINTR || err == unix.EAGAIN { // EAGAIN: a rename raced with the walk
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
+}
+
+// bootID returns the id of this boot.
+func bootID(root string) (string, error) {
+	const path = "/proc/sys/kernel/random/boot_id"
+	f, err := open(root, path)
+	if err != nil {
+		return "", &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, 64))
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(raw)), nil
+}

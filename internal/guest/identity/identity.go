@@ -1,0 +1,199 @@
+package identity
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync"
+
+	"github.com/hutch-run/hutch/internal/guest/clock"
+)
+
+// Config is who and where the guest is. Empty fields leave what they are
+// about alone, unless they say otherwise.
+type Config struct {
+	// ID becomes the hostname.
+	ID string
+	// MachineID is 32 lower-case hex digits.
+	MachineID string
+	Network   Network
+	// Host is the host's time at sending.
+	Host clock.HostTime
+	// Entropy is random bytes for the kernel's generator, at least 32.
+	Entropy []byte
+	// Env, User and Cwd replace the defaults, also when empty.
+	Env  map[string]string
+	User string
+	Cwd  string
+}
+
+// Network is the guest's place in the network.
+type Network struct {
+	// Address with prefix length. Empty: eth0 loses its addresses.
+	Address string
+	Gateway string
+	DNS     []string
+	MTU     uint32 // bytes; 0: as it is
+}
+
+// Facts is what a configured guest tells of itself.
+type Facts struct {
+	Kernel string // release
+	BootID string
+	// Warnings are what went wrong without stopping the configuration.
+	Warnings []string
+}
+
+// Kernel is what this package asks of the kernel.
+type Kernel interface {
+	// Release returns the kernel release.
+	Release() (string, error)
+	Hostname() (string, error)
+	SetHostname(name string) error
+	// AddEntropy mixes seed into the random generator, counts it as random,
+	// and makes the generator use it from now on.
+	AddEntropy(seed []byte) error
+}
+
+// Links is the network as this package uses it. Both methods bring about a
+// state, whatever was before; repeating them changes nothing.
+type Links interface {
+	// Loopback brings the loopback interface up.
+	Loopback() error
+	// Apply gives the interface exactly one address of the family (none when
+	// p.Address is not valid), and the default route by the gateway when there
+	// is one.
+	Apply(p LinkParams) error
+}
+
+// Clock takes the host's time.
+type Clock interface {
+	Sync(host clock.HostTime) (clock.Result, error)
+}
+
+// Params are what an Identity is made of.
+type Params struct {
+	// Root is the directory that stands for "/". Empty: "/".
+	Root   string
+	Kernel Kernel
+	Links  Links
+	Clock  Clock
+	Log    *slog.Logger
+}
+
+// Identity is who this guest is. Safe for concurrent use. It is an
+// account.Defaults.
+type Identity struct {
+	p         Params
+	configure sync.Mutex // one Configure at a time
+
+	mu   sync.RWMutex      // guards what follows
+	env  map[string]string // replaced, never changed
+	user string
+	cwd  string
+}
+
+// New returns the Identity of a guest that nobody has configured yet.
+func New(p Params) *Identity {
+	if p.Root == "" {
+		p.Root = "/"
+	}
+	return &Identity{p: p}
+}
+
+// Configure makes the guest what c says. Invalid configurations are refused
+// whole. On another error some of it may be done; repeating the call is safe.
+func (i *Identity) Configure(ctx context.Context, c Config) (Facts, error) {
+	plan, err := check(c)
+	if err != nil {
+		return Facts{}, err
+	}
+	i.configure.Lock()
+	defer i.configure.Unlock()
+	if err := ctx.Err(); err != nil {
+		return Facts{}, fmt.Errorf("configure guest: %w", err)
+	}
+	var facts Facts
+	warn := func(err error) {
+		if err != nil {
+			facts.Warnings = append(facts.Warnings, err.Error())
+		}
+	}
+	// Randomness first: until then, all clones of a snapshot draw the same.
+	if len(c.Entropy) > 0 {
+		if err := i.p.Kernel.AddEntropy(c.Entropy); err != nil {
+			return Facts{}, fmt.Errorf("reseed random generator: %w", err)
+		}
+	}
+	if _, err := i.p.Clock.Sync(c.Host); err != nil {
+		warn(err)
+	}
+	if err := i.setHostname(c.ID); err != nil {
+		return Facts{}, err
+	}
+	if err := i.setNetwork(plan); err != nil {
+		return Facts{}, err
+	}
+	i.writeFiles(c, plan, warn)
+	i.setDefaults(c)
+	if facts.Kernel, err = i.p.Kernel.Release(); err != nil {
+		return Facts{}, fmt.Errorf("read kernel release: %w", err)
+	}
+	if facts.BootID, err = bootID(i.p.Root); err != nil {
+		warn(err)
+	}
+	i.p.Log.Info("configured", "id", c.ID, "address", c.Network.Address, "warnings", facts.Warnings)
+	return facts, nil
+}
+
+func (i *Identity) setHostname(name string) error {
+	if name == "" {
+		return nil
+	}
+	if now, err := i.p.Kernel.Hostname(); err == nil && now == name {
+		return nil
+	}
+	if err := i.p.Kernel.SetHostname(name); err != nil {
+		return fmt.Errorf("set hostname %s: %w", name, err)
+	}
+	return nil
+}
+
+func (i *Identity) setNetwork(p plan) error {
+	if err := i.p.Links.Loopback(); err != nil {
+		return fmt.Errorf("bring loopback up: %w", err)
+	}
+	if err := i.p.Links.Apply(p.link); err != nil {
+		return fmt.Errorf("configure %s: %w", p.link.Name, err)
+	}
+	return nil
+}
+
+func (i *Identity) setDefaults(c Config) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.env, i.user, i.cwd = maps.Clone(c.Env), c.User, c.Cwd
+}
+
+// Env returns the environment of every command. Callers don't change the map.
+func (i *Identity) Env() map[string]string {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return i.env
+}
+
+// User returns the user of calls that name none. Empty: root.
+func (i *Identity) User() string {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return i.user
+}
+
+// Cwd returns the working directory of calls that name none. Empty: the
+// user's home.
+func (i *Identity) Cwd() string {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return i.cwd
+}

@@ -1,0 +1,167 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/hutch-run/hutch/internal/testenv"
+)
+
+// inNamespaces runs f on a thread with namespaces of its own. f must not call
+// t.Fatal.
+func inNamespaces(t *testing.T, flags int, f func()) {
+	t.Helper()
+	testenv.RequireRoot(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with its namespaces
+		if err := unix.Unshare(flags); err != nil {
+			t.Errorf("unshare: %v", err)
+			return
+		}
+		f()
+	}()
+	<-done
+}
+
+// state is what is visible of an interface: addresses and default gateways.
+func state(t *testing.T, name string) (addresses, gateways []string, attrs *netlink.LinkAttrs) {
+	t.Helper()
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Errorf("link: %v", err)
+		return nil, nil, &netlink.LinkAttrs{}
+	}
+	addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		t.Errorf("addresses: %v", err)
+	}
+	for _, a := range addrs {
+		if !a.IP.IsLinkLocalUnicast() {
+			addresses = append(addresses, a.IPNet.String())
+		}
+	}
+	routes, err := netlink.RouteList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		t.Errorf("routes: %v", err)
+	}
+	for _, r := range routes {
+		if r.Gw != nil {
+			gateways = append(gateways, r.Gw.String())
+		}
+	}
+	return addresses, gateways, link.Attrs()
+}
+
+func TestNetlinkLinks(t *testing.T) {
+	inNamespaces(t, unix.CLONE_NEWNET, func() {
+		links := NetlinkLinks()
+		none := LinkParams{Name: "eth0"}
+		if err := links.Apply(none); err != nil {
+			t.Errorf("no interface, no address: %v", err)
+		}
+		first := LinkParams{
+			Name: "eth0", MTU: 1400,
+			Address: netip.MustParsePrefix("198.18.0.2/30"), Gateway: netip.MustParseAddr("198.18.0.1"),
+		}
+		if err := links.Apply(first); err == nil {
+			t.Error("an address was given to an interface that is not there")
+		}
+		pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer"}
+		if err := netlink.LinkAdd(pair); err != nil {
+			t.Errorf("make eth0: %v", err)
+			return
+		}
+		peer, err := netlink.LinkByName("peer")
+		if err != nil || netlink.LinkSetUp(peer) != nil {
+			t.Errorf("peer: %v", err)
+			return
+		}
+		if err := links.Loopback(); err != nil {
+			t.Errorf("loopback: %v", err)
+		}
+		if c, err := net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+			t.Errorf("loopback does not work: %v", err)
+		} else {
+			c.Close()
+		}
+		second := LinkParams{Name: "eth0", Address: netip.MustParsePrefix("10.9.0.7/24"), Gateway: netip.MustParseAddr("10.9.0.1")}
+		otherGate := second
+		otherGate.Gateway = netip.MustParseAddr("10.9.0.2")
+		six := LinkParams{Name: "eth0", Address: netip.MustParsePrefix("fd00::2/64"), Gateway: netip.MustParseAddr("fd00::1")}
+		for _, step := range []struct {
+			name     string
+			params   LinkParams
+			address  []string
+			gateways []string
+			mtu      int
+		}{
+			{"cold", first, []string{"198.18.0.2/30"}, []string{"198.18.0.1"}, 1400},
+			{"again", first, []string{"198.18.0.2/30"}, []string{"198.18.0.1"}, 1400},
+			{"restored elsewhere", second, []string{"10.9.0.7/24"}, []string{"10.9.0.1"}, 1400},
+			{"another gateway", otherGate, []string{"10.9.0.7/24"}, []string{"10.9.0.2"}, 1400},
+			{"IPv6", six, []string{"fd00::2/64"}, []string{"fd00::1"}, 1400},
+			{"no network", none, nil, nil, 1400},
+		} {
+			if err := links.Apply(step.params); err != nil {
+				t.Errorf("%s: %v", step.name, err)
+				continue
+			}
+			addresses, gateways, attrs := state(t, "eth0")
+			if !slices.Equal(addresses, step.address) || attrs.MTU != step.mtu || attrs.Flags&net.FlagUp == 0 {
+				t.Errorf("%s: addresses %q, MTU %d, flags %v", step.name, addresses, attrs.MTU, attrs.Flags)
+			}
+			if !slices.Equal(gateways, step.gateways) {
+				t.Errorf("%s: gateways %q, want %q", step.name, gateways, step.gateways)
+			}
+		}
+	})
+}
+
+func TestSystemHostname(t *testing.T) {
+	inNamespaces(t, unix.CLONE_NEWUTS, func() {
+		k := System()
+		for _, name := range []string{"sb-1", "sb-22"} {
+			if err := k.SetHostname(name); err != nil {
+				t.Errorf("set: %v", err)
+			}
+			if got, err := k.Hostname(); err != nil || got != name {
+				t.Errorf("hostname = %q, %v; want %q", got, err, name)
+			}
+		}
+		if release, err := k.Release(); err != nil || release == "" {
+			t.Errorf("release = %q, %v", release, err)
+		}
+	})
+}
+
+// TestSystemEntropy gives the kernel good random bytes: it can only gain.
+func TestSystemEntropy(t *testing.T) {
+	testenv.RequireRoot(t)
+	seed := make([]byte, 64)
+	if _, err := rand.Read(seed); err != nil {
+		t.Fatal(err)
+	}
+	if err := System().AddEntropy(seed); err != nil {
+		t.Errorf("add entropy: %v", err)
+	}
+}
+
+func TestPoolInfo(t *testing.T) {
+	got := poolInfo([]byte{0xaa, 0xbb})
+	little, _ := hex.DecodeString("1000000002000000aabb")
+	big, _ := hex.DecodeString("0000001000000002aabb")
+	if !bytes.Equal(got, little) && !bytes.Equal(got, big) {
+		t.Errorf("pool info = %x", got)
+	}
+}
