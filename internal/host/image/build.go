@@ -87,8 +87,8 @@ func (s *Store) write(ctx context.Context, src Source, work, dir string, progres
 	if src.Config != nil {
 		m.Config = *src.Config
 	}
-	if m.Platform == "" && src.Platform != "" {
-		m.Platform = src.Platform
+	if want, err := parsePlatform(src.Platform); m.Platform == "" && err == nil {
+		m.Platform = platformName(want) // a tar does not say; taken for what was asked for
 	}
 	err = finish(ctx, t, f, &m, progress)
 	if err := errors.Join(err, f.Close()); err != nil {

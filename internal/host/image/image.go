@@ -57,7 +57,7 @@ type Manifest struct {
 	Entries int64 `json:"entries"`
 	// Source says where it came from, for people.
 	Source   string    `json:"source"`
-	Platform string    `json:"platform"` // "linux/amd64", empty if the source does not say
+	Platform string    `json:"platform"` // "linux/amd64"
 	Config   Config    `json:"config"`
 	Created  time.Time `json:"created"` // when this host built it
 }
