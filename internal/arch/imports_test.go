@@ -65,12 +65,16 @@ func rules() []rule {
 		{"internal/host/guestconn", []string{"internal/host/guestconn/...", "internal/link", "internal/rpcx", "gen/..."}, "the one client of the guest"},
 		{"internal/host/vmm/qemu", []string{"internal/host/vmm", "internal/host/vmm/qemu/...", "internal/proc", "internal/host/jail", "internal/link"}, "a driver never knows another driver"},
 		{"internal/host/vmm/fake", []string{"internal/host/vmm", "internal/proc"}, "a driver never knows another driver"},
-		{"internal/host/vmm/vmmtest", []string{"internal/host/vmm", "internal/host/vmm/vmmtest/...", "internal/host/kernel", "internal/link"}, "the suite knows the interface only"},
+		{"internal/host/vmm/qemu/qmp", nil, "the protocol knows no machine"},
+		{"internal/host/vmm/vmmtest", []string{"internal/host/vmm", "internal/host/vmm/vmmtest/...", "internal/host/kernel", "internal/link", "internal/proc", "internal/testenv"}, "the suite knows the interface only"},
+		{"internal/host/vmm/vmmtest/testguest", nil, "it is linked into the test's guest"},
+		{"internal/host/vmm/vmmtest/guestinit", []string{"internal/host/vmm/vmmtest/testguest"}, "the test's guest is small"},
 		leaf("internal/host/vmm"),
 		leaf("internal/host/jail", "internal/proc"),
 		leaf("internal/host/network"),
 		leaf("internal/host/disk"),
-		leaf("internal/host/template", "internal/host/image"), // a template is made of an image
+		leaf("internal/host/template", "internal/host/image"),        // a template is made of an image
+		leaf("internal/host/template/recipe", "internal/host/image"), // a recipe says how its image runs
 		leaf("internal/host/image"),
 		leaf("internal/host/kernel"),
 		leaf("internal/host/store"),
