@@ -1,0 +1,273 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	arcboxv1 "github.com/hutch-run/hutch/gen/arcbox/v1"
+	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
+	guestv1 "github.com/hutch-run/hutch/gen/hutch/guest/v1"
+	"github.com/hutch-run/hutch/gen/hutch/guest/v1/guestv1connect"
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/guest/clock"
+	"github.com/hutch-run/hutch/internal/guest/identity"
+	"github.com/hutch-run/hutch/internal/guest/power"
+	"github.com/hutch-run/hutch/internal/guest/sysinfo"
+	"github.com/hutch-run/hutch/internal/rpcx"
+	"github.com/hutch-run/hutch/internal/testenv"
+)
+
+// The real parts fit.
+var (
+	_ Clock    = (*clock.Clock)(nil)
+	_ Info     = sysinfo.Reader{}
+	_ Power    = (*power.Power)(nil)
+	_ Identity = (*identity.Identity)(nil)
+)
+
+// guest stands for all parts, and keeps what it was told.
+type guest struct {
+	host    clock.HostTime
+	result  clock.Result
+	grace   []time.Duration
+	config  identity.Config
+	trimmed power.Trimmed
+	err     error // of every part
+}
+
+func (g *guest) Sync(host clock.HostTime) (clock.Result, error) {
+	g.host = host
+	return g.result, g.err
+}
+
+func (g *guest) Shutdown(grace time.Duration)                { g.grace = append(g.grace, grace) }
+func (g *guest) Trim(context.Context) (power.Trimmed, error) { return g.trimmed, g.err }
+
+func (g *guest) Read() (sysinfo.Info, error) {
+	return sysinfo.Info{
+		Kernel: "6.1", OSName: "Debian", OSVersion: "12", Arch: "x86_64", Hostname: "sb-1", TotalMemory: 512, AvailableMemory: 400,
+		CPUs: 2, Load: [3]float64{1, 2, 3}, Uptime: 99, Addresses: []string{"198.18.0.2"},
+	}, g.err
+}
+
+func (g *guest) Configure(_ context.Context, c identity.Config) (identity.Facts, error) {
+	g.config = c
+	return identity.Facts{Kernel: "6.1", BootID: "b-1", Warnings: []string{"w"}}, g.err
+}
+
+// serve serves g and returns clients of both services and the server.
+func serve(t *testing.T, g *guest, mounts ...Mount) (arcboxv1connect.AgentServiceClient, guestv1connect.GuestServiceClient, *httptest.Server) {
+	t.Helper()
+	srv := httptest.NewServer(New(Params{
+		Log: slog.New(slog.DiscardHandler), Version: "1.2.3", Clock: g, Info: g, Power: g, Identity: g, Mounts: mounts,
+	}))
+	t.Cleanup(srv.Close)
+	return arcboxv1connect.NewAgentServiceClient(srv.Client(), srv.URL, rpcx.ClientOptions()...),
+		guestv1connect.NewGuestServiceClient(srv.Client(), srv.URL, rpcx.ClientOptions()...), srv
+}
+
+func same(t *testing.T, want, got proto.Message) {
+	t.Helper()
+	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+		t.Errorf("%T (-want +got):\n%s", got, diff)
+	}
+}
+
+func TestPing(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		req  *arcboxv1.AgentPingRequest
+		told clock.HostTime
+		done clock.Result
+		want *arcboxv1.AgentPingResponse
+	}{
+		{
+			"bare", &arcboxv1.AgentPingRequest{}, clock.HostTime{}, clock.Result{Action: clock.None},
+			&arcboxv1.AgentPingResponse{Message: "pong", Version: "1.2.3", Clock: "none"},
+		},
+		{
+			"whole seconds", &arcboxv1.AgentPingRequest{Message: "hi", TimestampSecs: 1_900_000_000},
+			clock.HostTime{Secs: 1_900_000_000}, clock.Result{Action: clock.Stepped, Offset: -time.Hour},
+			&arcboxv1.AgentPingResponse{Message: "pong: hi", Version: "1.2.3", Clock: "stepped", ClockOffsetNanos: -3_600_000_000_000},
+		},
+		{
+			"exact, zero nanoseconds", &arcboxv1.AgentPingRequest{TimestampSecs: 1_900_000_000, TimestampNanos: proto.Int32(0)},
+			clock.HostTime{Secs: 1_900_000_000, Exact: true}, clock.Result{Action: clock.Slewed, Offset: time.Second / 2},
+			&arcboxv1.AgentPingResponse{Message: "pong", Version: "1.2.3", Clock: "slewed", ClockOffsetNanos: 500_000_000},
+		},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := &guest{result: tc.done}
+			c, _, _ := serve(t, g)
+			res, err := c.Ping(testenv.Context(t), connect.NewRequest(tc.req))
+			if err != nil {
+				t.Fatal(err)
+			}
+			same(t, tc.want, res.Msg)
+			if diff := cmp.Diff(tc.told, g.host); diff != "" {
+				t.Errorf("told to the clock (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestPingWithAClockThatFails(t *testing.T) {
+	g := &guest{err: unix.EPERM, result: clock.Result{Action: clock.None, Offset: 5}}
+	c, _, _ := serve(t, g)
+	res, err := c.Ping(testenv.Context(t), connect.NewRequest(&arcboxv1.AgentPingRequest{TimestampSecs: 1}))
+	if err != nil || res.Msg.GetClock() != "none" || res.Msg.GetClockOffsetNanos() != 5 {
+		t.Errorf("ping = %v, %v; want an answer all the same", res, err)
+	}
+	g.err = fault.BadField("timestamp_secs", "is silly")
+	var fe *fault.Error
+	if _, err = c.Ping(testenv.Context(t), connect.NewRequest(&arcboxv1.AgentPingRequest{})); !errors.As(err, &fe) || fe.Field != "timestamp_secs" {
+		t.Errorf("error = %v, want the field named", err)
+	}
+}
+
+func TestGetSystemInfo(t *testing.T) {
+	g := &guest{}
+	c, _, _ := serve(t, g)
+	res, err := c.GetSystemInfo(testenv.Context(t), connect.NewRequest(&arcboxv1.Empty{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, &arcboxv1.SystemInfo{
+		KernelVersion: "6.1", OsName: "Debian", OsVersion: "12", Arch: "x86_64", TotalMemory: 512, AvailableMemory: 400,
+		CpuCount: 2, LoadAverage: []float64{1, 2, 3}, Hostname: "sb-1", Uptime: 99, IpAddresses: []string{"198.18.0.2"},
+	}, res.Msg)
+}
+
+func TestShutdown(t *testing.T) {
+	g := &guest{}
+	c, _, _ := serve(t, g)
+	for _, seconds := range []uint32{0, 7, 1<<32 - 1} {
+		res, err := c.Shutdown(testenv.Context(t), connect.NewRequest(&arcboxv1.ShutdownRequest{TimeoutSeconds: seconds}))
+		if err != nil || !res.Msg.GetAccepted() {
+			t.Errorf("shutdown = %v, %v", res, err)
+		}
+	}
+	want := []time.Duration{0, 7 * time.Second, (1<<32 - 1) * time.Second}
+	if diff := cmp.Diff(want, g.grace); diff != "" {
+		t.Errorf("graces (-want +got):\n%s", diff)
+	}
+}
+
+func TestDiskTrim(t *testing.T) {
+	g := &guest{trimmed: power.Trimmed{Disks: []power.TrimmedDisk{
+		{Point: "/run/hutch/data", Bytes: 4096}, {Point: "/mnt", Err: unix.EOPNOTSUPP},
+	}}}
+	c, _, _ := serve(t, g)
+	res, err := c.DiskTrim(testenv.Context(t), connect.NewRequest(&arcboxv1.DiskTrimRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, &arcboxv1.DiskTrimResponse{
+		Result: "/run/hutch/data: 4096 bytes; /mnt: its filesystem or disk can't discard", BytesTrimmed: 4096,
+	}, res.Msg)
+}
+
+func TestConfigure(t *testing.T) {
+	g := &guest{}
+	_, c, _ := serve(t, g)
+	res, err := c.Configure(testenv.Context(t), connect.NewRequest(&guestv1.ConfigureRequest{
+		SandboxId: "sb-1", MachineId: "m", UnixNanos: 1_900_000_000_000_000_005, Entropy: []byte("e"),
+		Network: &guestv1.Network{Address: "a", Gateway: "g", Dns: []string{"d"}, Mtu: 9},
+		Env:     map[string]string{"A": "1"}, DefaultUser: "u", DefaultCwd: "/c",
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, &guestv1.ConfigureResponse{AgentVersion: "1.2.3", KernelVersion: "6.1", BootId: "b-1", Warnings: []string{"w"}}, res.Msg)
+	want := identity.Config{
+		ID: "sb-1", MachineID: "m", Host: clock.HostTime{Secs: 1_900_000_000, Nanos: 5, Exact: true}, Entropy: []byte("e"),
+		Network: identity.Network{Address: "a", Gateway: "g", DNS: []string{"d"}, MTU: 9},
+		Env:     map[string]string{"A": "1"}, User: "u", Cwd: "/c",
+	}
+	if diff := cmp.Diff(want, g.config); diff != "" {
+		t.Errorf("config (-want +got):\n%s", diff)
+	}
+	if _, err := c.Configure(testenv.Context(t), connect.NewRequest(&guestv1.ConfigureRequest{})); err != nil || !cmp.Equal(g.config, identity.Config{}) {
+		t.Errorf("an empty request became %+v, %v", g.config, err)
+	}
+}
+
+func TestFailuresKeepTheirClass(t *testing.T) {
+	g := &guest{err: fault.New(fault.Precondition, "not now")}
+	a, c, _ := serve(t, g)
+	ctx := testenv.Context(t)
+	_, info := a.GetSystemInfo(ctx, connect.NewRequest(&arcboxv1.Empty{}))
+	_, trim := a.DiskTrim(ctx, connect.NewRequest(&arcboxv1.DiskTrimRequest{}))
+	_, configure := c.Configure(ctx, connect.NewRequest(&guestv1.ConfigureRequest{}))
+	for name, err := range map[string]error{"GetSystemInfo": info, "DiskTrim": trim, "Configure": configure} {
+		if !fault.Is(err, fault.Precondition) || err.Error() != "not now" {
+			t.Errorf("%s: error = %v", name, err)
+		}
+	}
+}
+
+func TestWhatIsMissingSaysSo(t *testing.T) {
+	c, _, _ := serve(t, &guest{})
+	ctx := testenv.Context(t)
+	_, e1 := c.EnsureRuntime(ctx, connect.NewRequest(&arcboxv1.RuntimeEnsureRequest{}))
+	_, e2 := c.GetRuntimeStatus(ctx, connect.NewRequest(&arcboxv1.RuntimeStatusRequest{}))
+	_, e3 := c.StartKubernetes(ctx, connect.NewRequest(&arcboxv1.KubernetesStartRequest{}))
+	_, e4 := c.StopKubernetes(ctx, connect.NewRequest(&arcboxv1.KubernetesStopRequest{}))
+	_, e5 := c.DeleteKubernetes(ctx, connect.NewRequest(&arcboxv1.KubernetesDeleteRequest{}))
+	_, e6 := c.GetKubernetesStatus(ctx, connect.NewRequest(&arcboxv1.KubernetesStatusRequest{}))
+	_, e7 := c.GetKubeconfig(ctx, connect.NewRequest(&arcboxv1.KubernetesKubeconfigRequest{}))
+	_, e8 := c.MmapReadFile(ctx, connect.NewRequest(&arcboxv1.MmapReadFileRequest{}))
+	for i, err := range []error{e1, e2, e3, e4, e5, e6, e7, e8} {
+		want := []string{"dockerd", "dockerd", "Kubernetes", "Kubernetes", "Kubernetes", "Kubernetes", "Kubernetes", "/files"}[i]
+		if !fault.Is(err, fault.Unimplemented) || !strings.Contains(err.Error(), want) {
+			t.Errorf("method %d: error = %v, want it to name %s", i, err, want)
+		}
+	}
+}
+
+func TestPlainHTTP(t *testing.T) {
+	mounted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "mounted "+r.Method) })
+	_, _, srv := serve(t, &guest{}, Mount{Path: "/files", Handler: mounted})
+	for _, tc := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{"GET", "/health", "", 204, ""},
+		{"POST", "/health", "", 405, ""},
+		{"PUT", "/files", "", 200, "mounted PUT"},
+		{"GET", "/nowhere", "", 404, ""},
+		{"POST", "/arcbox.v1.AgentService/Ping", `{"message":"curl"}`, 200, `"pong: curl"`},
+		{"POST", "/arcbox.v1.AgentService/MmapReadFile", `{}`, 501, `"unimplemented"`},
+		{"POST", "/arcbox.v1.AgentService/Ping", `{`, 400, `"invalid_argument"`},
+	} {
+		req, err := http.NewRequestWithContext(testenv.Context(t), tc.method, srv.URL+tc.path, strings.NewReader(tc.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := srv.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.StatusCode != tc.status || !strings.Contains(string(body), tc.want) {
+			t.Errorf("%s %s = %d %q, %v; want %d with %q", tc.method, tc.path, res.StatusCode, body, err, tc.status, tc.want)
+		}
+	}
+}
