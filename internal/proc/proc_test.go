@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "first line\nsecond \x1b[31mline\n\ncannot open disk")
 		os.Exit(7)
 	case "wait":
-		fmt.Println("waiting")
+		fmt.Fprintln(os.Stdout, "waiting")
 		select {}
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 		signal.Notify(c, syscall.SIGTERM)
 		tell("ready")
 		<-c
-		fmt.Println("bye")
+		fmt.Fprintln(os.Stdout, "bye")
 		os.Exit(3)
 	case "flood":
 		flood()
@@ -83,7 +83,7 @@ func talk() {
 		if err != nil {
 			select {} // the one who asked is gone: stay
 		}
-		fmt.Print("said ", s)
+		fmt.Fprint(os.Stdout, "said ", s)
 		tell("ok")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -59,6 +60,12 @@ func newJail(p Params, h hierarchies) (*Jail, error) {
 		return nil, err
 	}
 	return &Jail{groups: g, logger: p.Logger}, nil
+}
+
+// Cgroups tells which cgroup version limits the programs of this jail ("v1",
+// "v2" or empty), and what of the limits this host does not have.
+func (j *Jail) Cgroups() (version string, missing []string) {
+	return j.groups.version, slices.Clone(j.groups.missing)
 }
 
 func validName(s string) bool {

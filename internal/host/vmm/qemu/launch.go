@@ -49,7 +49,7 @@ func (d *Driver) launch(ctx context.Context, spec vmm.Spec, undos *undo.Stack) (
 	for _, m := range report.Missing {
 		d.logger.Debug("confinement is not complete", "sandbox_id", spec.ID, "missing", m)
 	}
-	v, err := d.newVM(spec, p)
+	v, err := d.newVM(ctx, spec, p)
 	if err != nil {
 		undos.Add("process", func(ctx context.Context) error {
 			return errors.Join(p.Kill(ctx), p.Close(), d.params.Jail.Remove(ctx, string(spec.ID)))
@@ -141,7 +141,7 @@ func (d *Driver) Adopt(ctx context.Context, m sandbox.Machine, spec vmm.Spec) (v
 	if err != nil {
 		return nil, fmt.Errorf("adopt %s: %w", spec.ID, err)
 	}
-	v, err := d.newVM(spec, p)
+	v, err := d.newVM(ctx, spec, p)
 	if err != nil {
 		return nil, fmt.Errorf("adopt %s: %w", spec.ID, errors.Join(err, p.Close()))
 	}
@@ -162,7 +162,7 @@ func (d *Driver) removeRest(ctx context.Context, spec vmm.Spec) error {
 }
 
 // newVM makes the VM of a running QEMU. On error the process is the caller's.
-func (d *Driver) newVM(spec vmm.Spec, p *proc.Process) (*vm, error) {
+func (d *Driver) newVM(ctx context.Context, spec vmm.Spec, p *proc.Process) (*vm, error) {
 	log, err := proc.CreateCapped(spec.ConsoleLog, d.params.LogMax)
 	if err != nil {
 		return nil, fmt.Errorf("console: %w", err)
@@ -174,7 +174,8 @@ func (d *Driver) newVM(spec vmm.Spec, p *proc.Process) (*vm, error) {
 		closing: make(chan struct{}), done: make(chan struct{}), watched: make(chan struct{}),
 	}
 	v.spec.NIC = nil // the caller closes its tap
-	go v.watch()
+	// The machine outlives the call that launched it.
+	go v.watch(context.WithoutCancel(ctx))
 	return v, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,7 +63,7 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) newDriver(t testing.TB) *qemu.Driver {
 	t.Helper()
-	d, err := qemu.New(testenv.Context(t), qemu.Params{Jail: b.jail, LogMax: logMax, Hide: []string{"/root"}})
+	d, err := qemu.New(testenv.Context(t), qemu.Params{Jail: b.jail, LogMax: logMax, Hide: []string{"/root", os.TempDir()}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,6 +358,41 @@ func TestStoppedQEMU(t *testing.T) {
 	}
 	if e := v.Exit(); e.Reason != vmm.Killed {
 		t.Errorf("exit: %+v", e)
+	}
+}
+
+// TestTwentyAtOnce launches and ends many machines at the same time.
+func TestTwentyAtOnce(t *testing.T) {
+	b := newBench(t)
+	testenv.CheckGoroutines(t)
+	ctx := testenv.Context(t)
+	specs := make([]vmm.Spec, 20)
+	for i := range specs {
+		specs[i] = b.spec(t)
+		specs[i].MemoryMB = vmm.MinMemoryMB
+	}
+	var wait sync.WaitGroup
+	for _, spec := range specs {
+		wait.Go(func() {
+			v, err := b.driver.Launch(ctx, spec)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer end(t, v)
+			if running, err := v.Running(ctx); !running || err != nil {
+				t.Errorf("%s: running %v, %v", spec.ID, running, err)
+			}
+		})
+	}
+	wait.Wait()
+	for _, spec := range specs {
+		if l := b.left(t, spec); l != nil {
+			t.Errorf("left: %v", l)
+		}
+		if files, err := os.ReadDir(spec.Dir); err != nil || len(files) > 0 {
+			t.Errorf("left: %v, %v", files, err)
+		}
 	}
 }
 

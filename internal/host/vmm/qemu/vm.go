@@ -272,7 +272,7 @@ func (v *vm) DialLink(ctx context.Context) (net.Conn, error) {
 }
 
 // watch waits for the end of QEMU, or for Close.
-func (v *vm) watch() {
+func (v *vm) watch(ctx context.Context) {
 	defer close(v.watched)
 	select {
 	case <-v.proc.Done():
@@ -280,7 +280,7 @@ func (v *vm) watch() {
 		return
 	}
 	v.lastWords()
-	ctx, cancel := undo.Detach(context.Background())
+	ctx, cancel := undo.Detach(ctx)
 	defer cancel()
 	e := ending{
 		panic: v.console.panicText(), exit: v.proc.Exit(), words: v.proc.LastWords(),

@@ -23,7 +23,7 @@ const portName = "hutch.link"
 
 func main() {
 	if err := run(); err != nil {
-		fmt.Println("guestinit:", err)
+		fmt.Fprintln(os.Stdout, "guestinit:", err)
 	}
 }
 
@@ -41,7 +41,7 @@ func run() error {
 	}
 	for _, m := range modules {
 		if err := load(m); err != nil {
-			fmt.Println("guestinit: load", m, err)
+			fmt.Fprintln(os.Stdout, "guestinit: load", m, err)
 		}
 	}
 	port, err := waitPort()
@@ -49,7 +49,7 @@ func run() error {
 		return err
 	}
 	g := guest{initAt: time.Duration(up.Nano()), readyAt: uptime()}
-	fmt.Println("guestinit: ready")
+	fmt.Fprintln(os.Stdout, "guestinit: ready")
 	for {
 		f, err := os.OpenFile(port, os.O_RDWR, 0)
 		if err != nil {
@@ -58,7 +58,7 @@ func run() error {
 		err = testguest.Serve(f, g)
 		f.Close()
 		if err != io.EOF {
-			fmt.Println("guestinit: link:", err)
+			fmt.Fprintln(os.Stdout, "guestinit: link:", err)
 		}
 		// The port reads as ended while nobody is connected on the host, and
 		// there is no event for the next connection that a plain open waits for.
