@@ -72,7 +72,7 @@ func tryOut(ctx context.Context) []Finding {
 		tap, rules, flows := makeTap(), error(nil), error(nil)
 		out = append(out, told("tap", tap, tunDevice+" makes taps", "load the tun module (modprobe tun); in a container, pass "+tunDevice+" through"))
 		if tap == nil {
-			s := slotRules{hostIP: hostIPOf(1), resolvers: dnsAddrs(), policy: defaultPolicy()}
+			s := slotRules{hostIP: hostIPOf(1), resolvers: dnsAddrs(), policy: defaultPolicy(), limits: defaultLimits()}
 			rules = withNft(func(c *nftables.Conn) error { return s.load(c, newTable) })
 			out = append(out, told("rules", rules, "nftables takes all rules", "use a kernel with nf_tables, nft_ct, nft_nat, nft_masq, nft_fib_inet, nft_reject_inet, nft_limit and nft_connlimit"))
 		}

@@ -132,6 +132,15 @@ func (n *Network) open(root string, slots int) error {
 // forwardingFile keeps what the host's setting was before hutch changed it.
 const forwardingFile = "ip_forward.before"
 
+// ensureHost restores what slots need of the host, should somebody have taken
+// it away.
+func (n *Network) ensureHost() error {
+	if err := n.ensureTable(); err != nil {
+		return err
+	}
+	return n.enableForwarding()
+}
+
 // enableForwarding lets the host forward IPv4 if it does not. The setting is
 // never taken back, for others may have come to need it; what it was is kept
 // in a file beside the namespaces.

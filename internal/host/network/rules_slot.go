@@ -9,14 +9,17 @@ import (
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
-// What one sandbox may have of the connection tables that it shares with the
-// host: more than a busy crawler or build needs, few enough that dozens of
-// hostile sandboxes cannot fill them.
-const (
-	maxFlows      = 8192
-	newFlowsRate  = 500 // a second
-	newFlowsBurst = 2000
-)
+// limits are what one sandbox may have of the connection table that all share
+// with the host.
+type limits struct {
+	flows uint32 // at a time
+	rate  uint64 // new ones, a second
+	burst uint32 // new ones, at once
+}
+
+// defaultLimits are more than a busy crawler or build needs, and few enough
+// that dozens of hostile sandboxes cannot fill the host's table.
+func defaultLimits() limits { return limits{flows: 8192, rate: 500, burst: 2000} }
 
 const slotTable = "hutch"
 
@@ -25,6 +28,7 @@ type slotRules struct {
 	hostIP    netip.Addr
 	resolvers []netip.Addr
 	policy    policy
+	limits    limits
 }
 
 // dnsAddrs are the addresses that a guest asks for names, one for each of at
@@ -116,8 +120,8 @@ func (s slotRules) forward(r *rules, refuse *nftables.Chain) {
 	refused := r.set(spanSet("refused"), spanElements(refusedSpans()))
 
 	permit := r.chain("permit")
-	r.add(permit, faster(newFlowsRate, newFlowsBurst), drop())
-	r.add(permit, moreFlowsThan(maxFlows), pass(refuse))
+	r.add(permit, faster(s.limits.rate, s.limits.burst), drop())
+	r.add(permit, moreFlowsThan(s.limits.flows), pass(refuse))
 	r.add(permit, accept())
 
 	c := r.base(base{name: "forward", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, prio: priorityFilter, drop: true})

@@ -347,7 +347,7 @@ func inOrder(calls ...named) error {
 }
 
 func (n *Network) slotRules(index int, p policy) slotRules {
-	return slotRules{hostIP: hostIPOf(index), resolvers: n.resolvers, policy: p}
+	return slotRules{hostIP: hostIPOf(index), resolvers: n.resolvers, policy: p, limits: defaultLimits()}
 }
 
 // loadInside loads the rules of the slot.

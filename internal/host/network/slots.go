@@ -29,7 +29,7 @@ func (n *Network) Acquire(ctx context.Context, p sandbox.Policy) (Slot, error) {
 	if err := ctx.Err(); err != nil {
 		return Slot{}, err
 	}
-	if err := n.ensureTable(); err != nil {
+	if err := n.ensureHost(); err != nil {
 		return Slot{}, err
 	}
 	if index, ok := n.ledger.nextPrepared(); ok {
@@ -231,7 +231,7 @@ func (n *Network) Adopt(ctx context.Context, index int, p sandbox.Policy) (Slot,
 	if index < 1 || index > n.ledger.total {
 		return Slot{}, fault.New(fault.Invalid, "network slot %d does not exist", index)
 	}
-	if err := n.ensureTable(); err != nil {
+	if err := n.ensureHost(); err != nil {
 		return Slot{}, err
 	}
 	was, err := n.ledger.begin(ctx, index)

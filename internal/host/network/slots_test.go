@@ -526,6 +526,12 @@ func TestForwardingIsTurnedOnAndWhatItWasIsKept(t *testing.T) {
 	if err != nil || strings.TrimSpace(string(b)) != "0" {
 		t.Errorf("the note says %q, %v", b, err)
 	}
+	must(t, w.host.do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0) }))
+	s := acquire(t, n, internet())
+	if read() != "1" {
+		t.Error("somebody turned forwarding off, and it stays off")
+	}
+	must(t, n.Release(testenv.Context(t), s.Index))
 	must(t, n.Close(testenv.Context(t)))
 	if read() != "1" {
 		t.Error("the setting was taken back, though others may need it by now")

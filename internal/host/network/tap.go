@@ -71,21 +71,23 @@ func openTap(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := waitUp(ctx, events); err != nil {
+	if err := waitUp(ctx, events, tapName); err != nil {
 		tap.Close()
 		return nil, fmt.Errorf("wait for %s to come up: %w", tapName, err)
 	}
 	return tap, nil
 }
 
-func waitUp(ctx context.Context, events *nl.Conn) error {
+// waitUp returns when link name passes packets. events must have been opened
+// before, in the same namespace.
+func waitUp(ctx context.Context, events *nl.Conn, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, tapUpTimeout)
 	defer cancel()
 	unblock := context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Unix(1, 0)) })
 	defer unblock()
 	return withRoutes(func(h *netlink.Handle) error {
 		for {
-			link, err := h.LinkByName(tapName)
+			link, err := h.LinkByName(name)
 			if err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -123,14 +124,24 @@ func TestWhatAGuestMayNotReachIsRefusedAtOnce(t *testing.T) {
 	}
 }
 
+// plainAndOpen are the modes by themselves, and a list of everything, which
+// still does not open other sandboxes and the host.
+func plainAndOpen() []sandbox.Policy {
+	return []sandbox.Policy{
+		{Mode: sandbox.ModeInternet}, {Mode: sandbox.ModeNone}, {Mode: sandbox.ModeAllow},
+		{Mode: sandbox.ModeAllow, Allow: []string{"0.0.0.0/0"}},
+	}
+}
+
 // The rules of the host hold by themselves: here those inside the slot are
 // loaded as open as they can be.
 func TestTheHostRefusesWhatASlotLetsThrough(t *testing.T) {
-	for _, mode := range []sandbox.Mode{sandbox.ModeInternet, sandbox.ModeNone, sandbox.ModeAllow} {
-		t.Run(string(mode), func(t *testing.T) {
+	for _, p := range plainAndOpen() {
+		mode, all := p.Mode, len(p.Allow) > 0
+		t.Run(fmt.Sprint(mode, p.Allow), func(t *testing.T) {
 			w := newWorld(t)
 			n := w.open(t, nil)
-			s, other := acquire(t, n, sandbox.Policy{Mode: mode}), acquire(t, n, internet())
+			s, other := acquire(t, n, p), acquire(t, n, internet())
 			g := w.guest(t, n, s)
 			must(t, n.inside(s.Index, func() error {
 				return withNft(func(c *nftables.Conn) error {
@@ -154,9 +165,11 @@ func TestTheHostRefusesWhatASlotLetsThrough(t *testing.T) {
 				refuses(t, g.ns, "tcp4", a)
 			}
 			for _, a := range nonPublic()[:5] {
-				refuses(t, g.ns, "tcp4", a)
+				if !all {
+					refuses(t, g.ns, "tcp4", a)
+				}
 			}
-			if mode != sandbox.ModeInternet {
+			if mode != sandbox.ModeInternet && !all {
 				refuses(t, g.ns, "tcp4", internetIP+":80")
 			} else {
 				answers(t, g.ns, "tcp4", internetIP+":80", "outside sees "+hostPublic)
@@ -172,11 +185,12 @@ func TestTheHostRefusesWhatASlotLetsThrough(t *testing.T) {
 
 // The rules of a slot hold by themselves: here the host lets everything through.
 func TestASlotRefusesWhatTheHostLetsThrough(t *testing.T) {
-	for _, mode := range []sandbox.Mode{sandbox.ModeInternet, sandbox.ModeNone, sandbox.ModeAllow} {
-		t.Run(string(mode), func(t *testing.T) {
+	for _, p := range plainAndOpen() {
+		mode, all := p.Mode, len(p.Allow) > 0
+		t.Run(fmt.Sprint(mode, p.Allow), func(t *testing.T) {
 			w := newWorld(t)
 			n := w.open(t, nil)
-			s, other := acquire(t, n, sandbox.Policy{Mode: mode}), acquire(t, n, internet())
+			s, other := acquire(t, n, p), acquire(t, n, internet())
 			g, neighbour := w.guest(t, n, s), w.guest(t, n, other)
 			must(t, w.host.do(func() error {
 				return withNft(func(c *nftables.Conn) error {
@@ -190,14 +204,17 @@ func TestASlotRefusesWhatTheHostLetsThrough(t *testing.T) {
 			w.serveOutside(t)
 			serve(t, w.outside, "resolver", resolverIP+":53")
 			for _, a := range w.forbidden(t, s, other) {
-				if !strings.HasPrefix(a, hostPublic+":") { // a slot can't know it
+				// A slot can't know the host's own addresses.
+				if !strings.HasPrefix(a, hostPublic+":") && !(all && strings.HasPrefix(a, hostPrivate+":")) {
 					refuses(t, g.ns, "tcp4", a)
 				}
 			}
 			for _, a := range nonPublic() {
-				refuses(t, g.ns, "tcp4", a)
+				if !all {
+					refuses(t, g.ns, "tcp4", a)
+				}
 			}
-			if mode != sandbox.ModeInternet {
+			if mode != sandbox.ModeInternet && !all {
 				refuses(t, g.ns, "tcp4", internetIP+":80")
 			}
 			if mode == sandbox.ModeNone {
@@ -206,12 +223,7 @@ func TestASlotRefusesWhatTheHostLetsThrough(t *testing.T) {
 			must(t, g.ns.do(func() error {
 				return withRoutes(func(h *netlink.Handle) error { return addr(t, h, tapName, "198.18.0.99/32") })
 			}))
-			var heard net.PacketConn
-			must(t, w.host.do(func() (err error) {
-				heard, err = net.ListenPacket("udp4", hostPublic+":99")
-				return err
-			}))
-			defer heard.Close()
+			heard := listenUDP(t, w.host, hostPublic+":99")
 			must(t, g.ns.do(func() error {
 				d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP("198.18.0.99")}}
 				c, err := d.Dial("udp4", hostPublic+":99")
@@ -222,7 +234,7 @@ func TestASlotRefusesWhatTheHostLetsThrough(t *testing.T) {
 				_, err = c.Write([]byte("spoofed"))
 				return err
 			}))
-			refuses(t, g.ns, "tcp4", privateIP+":80") // behind it in the queue
+			refuses(t, g.ns, "tcp4", GatewayIP+":80") // behind it in the queue
 			must(t, heard.SetReadDeadline(time.Now()))
 			if k, from, err := heard.ReadFrom(make([]byte, 100)); err == nil {
 				t.Errorf("%d bytes of a spoofed source came through, from %v", k, from)
@@ -265,13 +277,7 @@ func TestASpoofedSourceIsDropped(t *testing.T) {
 	must(t, g.ns.do(func() error {
 		return withRoutes(func(h *netlink.Handle) error { return addr(t, h, tapName, spoofed+"/32") })
 	}))
-	var outside net.PacketConn
-	must(t, w.outside.do(func() (err error) {
-		outside, err = net.ListenPacket("udp4", internetIP+":99")
-		return err
-	}))
-	defer outside.Close()
-	must(t, outside.SetReadDeadline(time.Now().Add(patience)))
+	outside := listenUDP(t, w.outside, internetIP+":99")
 	for _, from := range []string{spoofed, guestIP} {
 		must(t, g.ns.do(func() error {
 			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}
@@ -284,13 +290,7 @@ func TestASpoofedSourceIsDropped(t *testing.T) {
 			return err
 		}))
 	}
-	// The tap keeps the order: had the first one passed, it would come first.
-	buf := make([]byte, 100)
-	k, _, err := outside.ReadFrom(buf)
-	must(t, err)
-	if got := string(buf[:k]); got != guestIP {
-		t.Errorf("a packet from %s came out", got)
-	}
+	hears(t, outside, guestIP) // the tap keeps the order: had the first one passed, it would come first
 }
 
 func TestAGuestWithAnotherMACIsNotHeard(t *testing.T) {
@@ -317,14 +317,50 @@ func TestAProcessInTheSlotsNamespaceCannotSend(t *testing.T) {
 	w := newWorld(t)
 	n := w.open(t, nil)
 	s := acquire(t, n, internet())
-	serve(t, w.outside, "internet", internetIP+":80")
-	serve(t, w.host, "host", "0.0.0.0:22")
-	ns, err := openNamespace(s.Netns)
+	g := w.guest(t, n, s)
+	slot, err := openNamespace(s.Netns)
 	must(t, err)
-	defer ns.close()
-	for _, p := range protocols() {
-		dropped(t, ns, p, internetIP+":80")
-		dropped(t, ns, p, vethIPOf(s.Index).String()+":22")
+	defer slot.close()
+	heard := listenUDP(t, w.outside, internetIP+":99")
+	say := func(ns *namespace, text string) error {
+		return ns.do(func() error {
+			c, err := net.Dial("udp4", internetIP+":99")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte(text))
+			return err
+		})
+	}
+	if err := say(slot, "the slot"); !errors.Is(err, unix.EPERM) {
+		t.Errorf("sending from the slot: %v", err)
+	}
+	must(t, say(g.ns, "the guest"))
+	hears(t, heard, "the guest")
+	dropped(t, slot, "tcp4", vethIPOf(s.Index).String()+":22")
+}
+
+func listenUDP(t *testing.T, ns *namespace, address string) net.PacketConn {
+	t.Helper()
+	var c net.PacketConn
+	must(t, ns.do(func() (err error) {
+		c, err = net.ListenPacket("udp4", address)
+		return err
+	}))
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// hears fails the test unless the first packet that comes is want.
+func hears(t *testing.T, c net.PacketConn, want string) {
+	t.Helper()
+	must(t, c.SetReadDeadline(time.Now().Add(patience)))
+	buf := make([]byte, 100)
+	k, from, err := c.ReadFrom(buf)
+	must(t, err)
+	if got := string(buf[:k]); got != want {
+		t.Errorf("heard %q from %v, want %q", got, from, want)
 	}
 }
 
@@ -400,6 +436,75 @@ func TestSegmentsFitThroughANarrowUplink(t *testing.T) {
 	}
 	if got := <-segment; got > 1360 || got < 1000 {
 		t.Errorf("the outside may send segments of %d bytes, the uplink's MTU is 1400", got)
+	}
+}
+
+// limited gives slot s other limits.
+func limited(t *testing.T, n *Network, s Slot, l limits) {
+	t.Helper()
+	must(t, n.inside(s.Index, func() error {
+		return withNft(func(c *nftables.Conn) error {
+			r := n.slotRules(s.Index, defaultPolicy())
+			r.limits = l
+			return r.load(c, replaceTable)
+		})
+	}))
+}
+
+func TestASandboxCannotHaveMoreConnectionsThanItsShare(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	var l net.Listener
+	must(t, w.outside.do(func() (err error) {
+		l, err = net.Listen("tcp4", internetIP+":80")
+		return err
+	}))
+	defer l.Close()
+	limited(t, n, s, limits{flows: 10, rate: 500, burst: 2000})
+	for range 10 {
+		must(t, g.ns.do(func() error {
+			c, err := net.DialTimeout("tcp4", internetIP+":80", patience)
+			if err == nil {
+				t.Cleanup(func() { c.Close() })
+			}
+			return err
+		}))
+	}
+	refuses(t, g.ns, "tcp4", internetIP+":80")
+}
+
+func TestASandboxCannotOpenConnectionsFasterThanItsShare(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	limited(t, n, s, limits{flows: 8192, rate: 1, burst: 5})
+	started := time.Now()
+	must(t, g.ns.do(func() error {
+		for range 100 {
+			c, err := net.Dial("udp4", internetIP+":9")
+			if err != nil {
+				return err
+			}
+			_, err = c.Write([]byte("?"))
+			c.Close()
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	refuses(t, g.ns, "tcp4", privateIP+":80") // behind them in the queue
+	passed := 0
+	for _, f := range w.flows(t) {
+		if strings.Contains(f, "src="+s.HostIP.String()) && strings.Contains(f, "dport=9") {
+			passed++
+		}
+	}
+	if most := 5 + 1 + int(time.Since(started).Seconds()); passed < 5 || passed > most {
+		t.Errorf("%d of 100 connections came through, the share is 5 at once and 1 a second", passed)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	nl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -121,6 +122,16 @@ func newWorld(t testing.TB) *world {
 	must(t, w.host.do(func() error {
 		return withRoutes(func(h *netlink.Handle) error { return defaultVia(h, outsideIP) })
 	}))
+	for _, ns := range []*namespace{w.host, w.outside} {
+		must(t, ns.do(func() error {
+			events, err := nl.Dial(unix.NETLINK_ROUTE, &nl.Config{Groups: unix.RTMGRP_LINK})
+			if err != nil {
+				return err
+			}
+			defer events.Close()
+			return waitUp(testenv.Context(t), events, "wan0")
+		}))
+	}
 	return w
 }
 
