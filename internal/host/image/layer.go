@@ -303,10 +303,12 @@ func (t *tarStream) Read(p []byte) (int, error) {
 }
 
 // checkRatio looks at how far n unpacked bytes are from the stored ones.
-func (t *tarStream) checkRatio(n int64) error {
-	if n > t.lim.RatioFloor && n/t.lim.Ratio > t.raw.n {
+func (t *tarStream) checkRatio(n int64) error { return checkRatio(t.lim, n, t.raw.n) }
+
+func checkRatio(lim Limits, unpacked, stored int64) error {
+	if unpacked > lim.RatioFloor && unpacked/lim.Ratio > stored {
 		return fault.New(fault.Invalid, "it unpacks to more than %d times its stored size (%d of %d bytes so far); real files do not",
-			t.lim.Ratio, n, t.raw.n)
+			lim.Ratio, unpacked, stored)
 	}
 	return nil
 }

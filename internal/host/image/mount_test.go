@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
 
@@ -129,5 +130,29 @@ func mountOverlay(t *testing.T, image string) string {
 func unmount(t *testing.T, dir string) {
 	if err := syscall.Unmount(dir, 0); err != nil {
 		t.Errorf("unmount %s: %v", dir, err)
+	}
+}
+
+// TestDiskFull builds on a filesystem that is too small at every stage.
+func TestDiskFull(t *testing.T) {
+	testenv.RequireRoot(t)
+	root := pack(t, file("noise", noisy(8<<20)))
+	for _, mb := range []string{"1", "9", "12", "15"} { // in the spool, and in the image
+		dir := t.TempDir()
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+mb+"m"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unmount(t, dir) })
+		s, err := Open(Params{Images: dir + "/images", Work: dir + "/work", Trash: dir + "/trash"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.Build(testenv.Context(t), Source{Stream: bytes.NewReader(root)}, nil)
+		if !fault.Is(err, fault.Exhausted) {
+			t.Errorf("with %s MiB: class %v: %v", mb, fault.Of(err), err)
+		}
+		if left := append(names(t, s.p.Work), names(t, s.p.Images)...); len(left) > 0 {
+			t.Errorf("with %s MiB, left %q", mb, left)
+		}
 	}
 }

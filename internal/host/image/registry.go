@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -27,15 +28,51 @@ type registryContent struct {
 	puller *remote.Puller
 	repo   name.Repository
 	first  *remote.Descriptor // what the reference led to, read already
+	stall  time.Duration
 }
 
 func (r registryContent) blob(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	l, err := r.puller.Layer(ctx, r.repo.Digest(d.Digest.String()))
 	if err != nil {
+		cancel(nil)
 		return nil, registryError(err)
 	}
 	rc, err := l.Compressed()
-	return rc, registryError(err)
+	if err != nil {
+		cancel(nil)
+		return nil, registryError(err)
+	}
+	return &stallReader{ctx: ctx, cancel: cancel, rc: rc, timer: time.AfterFunc(r.stall, func() { cancel(errStalled) }), stall: r.stall}, nil
+}
+
+// stallTime is how long a registry may send nothing before it counts as gone.
+const stallTime = time.Minute
+
+var errStalled = fault.New(fault.Unavailable, "the registry sends nothing any longer")
+
+// stallReader gives up on a transfer in which nothing comes.
+type stallReader struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	rc     io.ReadCloser
+	timer  *time.Timer
+	stall  time.Duration
+}
+
+func (s *stallReader) Read(p []byte) (int, error) {
+	s.timer.Reset(s.stall)
+	n, err := s.rc.Read(p)
+	if err != nil && context.Cause(s.ctx) == errStalled { //nolint:errorlint // the very value
+		err = errStalled
+	}
+	return n, err
+}
+
+func (s *stallReader) Close() error {
+	s.timer.Stop()
+	s.cancel(nil)
+	return s.rc.Close()
 }
 
 func (r registryContent) manifest(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
@@ -70,22 +107,46 @@ func openRegistry(ctx context.Context, s Source, want v1.Platform, lim Limits, p
 			return nil, err
 		}
 	}
-	puller, err := remote.NewPuller(remote.WithAuthFromKeychain(keys), remote.WithTransport(tlsOnly{s.PlainHTTP, remote.DefaultTransport}),
+	next, idle := transportFor(s)
+	puller, err := remote.NewPuller(remote.WithAuthFromKeychain(keys), remote.WithTransport(tlsOnly{s.PlainHTTP, next}),
 		remote.WithUserAgent("hutch/"+version.Version), remote.WithPlatform(want), remote.WithJobs(lim.Parallel))
 	if err != nil {
 		return nil, fmt.Errorf("prepare to read %s: %w", s.Ref, err)
 	}
+	o, err := s.pull(ctx, puller, ref, resolver{want: want, lim: lim})
+	if err != nil {
+		idle()
+		return nil, err
+	}
+	o.close = func() error { idle(); return nil }
+	return o, nil
+}
+
+// pull reads what a reference leads to.
+func (s Source) pull(ctx context.Context, puller *remote.Puller, ref name.Reference, r resolver) (*opened, error) {
 	got, err := puller.Get(ctx, ref)
 	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", s.Ref, registryError(err))
 	}
 	// From here on everything goes by digest: the tag may move meanwhile.
-	r := resolver{from: registryContent{puller, ref.Context(), got}, want: want, lim: lim}
+	r.from = registryContent{puller, ref.Context(), got, s.stall()}
 	o, err := r.resolve(ctx, got.Descriptor)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Ref, err)
 	}
 	return o, nil
+}
+
+// transportFor returns the way to a registry, and what to call when its
+// connections are needed no longer.
+func transportFor(s Source) (http.RoundTripper, func()) {
+	tr, ok := remote.DefaultTransport.(*http.Transport)
+	if !ok {
+		return remote.DefaultTransport, func() {}
+	}
+	tr = tr.Clone()
+	tr.ResponseHeaderTimeout = s.stall()
+	return tr, tr.CloseIdleConnections
 }
 
 // tlsOnly lets requests without TLS through only to registries that may be

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -133,6 +134,38 @@ func TestRegistryBreaksOff(t *testing.T) {
 	}
 	if broken.Load() != 2+layerAttempts {
 		t.Errorf("%d transfers, want %d attempts", broken.Load()-2, layerAttempts)
+	}
+}
+
+// TestRegistryStalls lets the first transfer of a blob hang after half of it.
+func TestRegistryStalls(t *testing.T) {
+	testenv.CheckGoroutines(t)
+	var hung atomic.Int64
+	host := testRegistry(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+				h.ServeHTTP(w, r)
+				return
+			}
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, r)
+			b := rec.Body.Bytes()
+			w.Header().Set("Content-Length", fmt.Sprint(len(b)))
+			if len(b) > 50_000 && hung.Add(1) == 1 {
+				w.Write(b[:len(b)/2]) //nolint:errcheck // the client notices
+				if err := http.NewResponseController(w).Flush(); err != nil {
+					t.Error(err)
+				}
+				<-r.Context().Done() // the client gave up
+				return
+			}
+			w.Write(b) //nolint:errcheck // the client notices
+		})
+	})
+	ref := push(t, host+"/app:1", imageOf(t, file("noise", noisy(200_000))))
+	mustBuild(t, newStore(t, Limits{}), Source{Ref: ref.String(), Stall: 300 * time.Millisecond})
+	if hung.Load() != 2 {
+		t.Errorf("%d transfers, want the one that hung and one more", hung.Load())
 	}
 }
 

@@ -63,6 +63,16 @@ type Source struct {
 	// the source, and gives them the time of the newest one that is older, so
 	// that the same packages give the same image whenever they are installed.
 	Clamp time.Time
+	// Stall is how long a registry may send nothing before the transfer is
+	// tried again or given up (default a minute).
+	Stall time.Duration
+}
+
+func (s Source) stall() time.Duration {
+	if s.Stall > 0 {
+		return s.Stall
+	}
+	return stallTime
 }
 
 // String names the source for people.

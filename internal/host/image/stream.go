@@ -19,8 +19,9 @@ import (
 // streamParams is a stream and what reading it needs.
 type streamParams struct {
 	r        io.Reader
-	file     *os.File // r as a file, if it is a regular one
-	size     int64    // of file
+	raw      *ctxReader // r, counted
+	file     *os.File   // r as a file, if it is a regular one
+	size     int64      // of file
 	dir      string
 	want     v1.Platform
 	lim      Limits
@@ -35,7 +36,9 @@ const peekBytes = 256 << 10
 // as it comes, an archive of an image has to be put down first, unless it is a
 // file that can be read anywhere.
 func openStream(ctx context.Context, s Source, p streamParams) (*opened, error) {
-	br := bufio.NewReaderSize(ctxReader{ctx, p.r}, peekBytes)
+	raw := &ctxReader{ctx: ctx, r: p.r}
+	p.raw = raw
+	br := bufio.NewReaderSize(raw, peekBytes)
 	head, err := br.Peek(peekBytes)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read %s: %w", s, err)
@@ -118,6 +121,9 @@ func random(ctx context.Context, br *bufio.Reader, comp compression, p streamPar
 		if n += int64(m); n > p.lim.UnpackedBytes {
 			return fail(fault.New(fault.Invalid, "the archive unpacks to more than %d bytes, the limit", p.lim.UnpackedBytes))
 		}
+		if err := checkRatio(p.lim, n, p.raw.n); err != nil {
+			return fail(err)
+		}
 		p.progress.tell("reading the archive", n, 0)
 		if cerr := ctx.Err(); cerr != nil {
 			return fail(context.Cause(ctx))
@@ -170,15 +176,18 @@ func (s Source) rootTar(br *bufio.Reader, size int64) *opened {
 	}}}
 }
 
-// ctxReader stops reading when ctx is done.
+// ctxReader counts, and stops reading when ctx is done.
 type ctxReader struct {
 	ctx context.Context
 	r   io.Reader
+	n   int64
 }
 
-func (c ctxReader) Read(p []byte) (int, error) {
+func (c *ctxReader) Read(p []byte) (int, error) {
 	if c.ctx.Err() != nil {
 		return 0, context.Cause(c.ctx)
 	}
-	return c.r.Read(p)
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }

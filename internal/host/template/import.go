@@ -159,7 +159,7 @@ func (s *Store) build(ctx context.Context, p ImportParams) (*image.Image, error)
 			s.p.Log.Error("remove a recipe's work directory", "dir", work, "err", err)
 		}
 	}()
-	rootfs, err := r.Make(ctx, recipe.Params{Work: work, Progress: p.Progress, Log: s.p.Log})
+	rootfs, err := s.cook(ctx, r, recipe.Params{Work: work, Progress: p.Progress, Log: s.p.Log})
 	if err != nil {
 		return nil, err
 	}
@@ -171,6 +171,17 @@ func (s *Store) build(ctx context.Context, p ImportParams) (*image.Image, error)
 		return nil, fmt.Errorf("finish recipe %s: %w", r.Name, cerr)
 	}
 	return img, err
+}
+
+// cook makes a recipe when no other is being made.
+func (s *Store) cook(ctx context.Context, r recipe.Recipe, p recipe.Params) (*recipe.Rootfs, error) {
+	select {
+	case s.apt <- struct{}{}:
+		defer func() { <-s.apt }()
+		return r.Make(ctx, p)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }
 
 // template is what an image becomes under the name of p.

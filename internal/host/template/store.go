@@ -39,6 +39,7 @@ type Store struct {
 	p      Params
 	images *image.Store
 	slots  chan struct{} // one for each import that may run
+	apt    chan struct{} // one: apt's own locks make others fail, not wait
 	made   makers
 
 	mu sync.Mutex // held while templates change or are counted against images
@@ -64,7 +65,7 @@ func Open(p Params) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{p: p, images: images, slots: make(chan struct{}, p.Builds), made: makers{running: map[string]*maker{}}}
+	s := &Store{p: p, images: images, slots: make(chan struct{}, p.Builds), apt: make(chan struct{}, 1), made: makers{running: map[string]*maker{}}}
 	if err := os.MkdirAll(s.root(), 0o755); err != nil {
 		return nil, fmt.Errorf("make the template store: %w", err)
 	}

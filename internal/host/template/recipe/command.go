@@ -45,8 +45,7 @@ const (
 func (r runner) output(ctx context.Context, c command) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, c.name, c.args...)
 	cmd.Dir = c.dir
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
-	cmd.Env = append(cmd.Env, c.env...)
+	cmd.Env = append(environment(), c.env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if c.private && os.Geteuid() == 0 {
 		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
@@ -71,6 +70,18 @@ func (r runner) output(ctx context.Context, c command) ([]byte, error) {
 		return nil, fault.New(fault.Precondition, "%s is not on this host; recipes need a Debian host, other images can be pulled or imported", c.name)
 	}
 	return nil, fmt.Errorf("run %s: %w: %s", c.name, err, tail.last())
+}
+
+// environment is what the tools get of ours: how to find programs and the
+// network, and nothing that may hold a secret.
+func environment() []string {
+	env := []string{"LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}
+	for _, k := range []string{"PATH", "HOME", "APT_CONFIG", "http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} {
+		if v, ok := os.LookupEnv(k); ok {
+			env = append(env, k+"="+v)
+		}
+	}
+	return env
 }
 
 // bounded keeps the first bytes written.

@@ -99,7 +99,7 @@ func (k *kitchen) ensureMmdebstrap(ctx context.Context) error {
 	}
 	k.step("installing mmdebstrap")
 	_, err := k.run.output(ctx, command{
-		name: "apt-get", args: []string{"-q", "-y", "--no-install-recommends", "install", "mmdebstrap"}, line: k.step,
+		name: "apt-get", args: []string{"-q", "-y", "-o", "DPkg::Lock::Timeout=120", "--no-install-recommends", "install", "mmdebstrap"}, line: k.step,
 	})
 	return archiveError(err)
 }

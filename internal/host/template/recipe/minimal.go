@@ -82,7 +82,7 @@ const mostFile = 64 << 20
 var left = regexp.MustCompile(`^(` + strings.Join([]string{
 	`usr/lib/[^/]+/(gconv|audit)(/.*)?`, `usr/share/(initramfs-tools|lintian|man|base-files|debianutils|bug|locale)(/.*)?`,
 	`usr/share/doc/[^/]+/(.*/)?[^/]*`, `usr/(games|include|local/games|src)(/.*)?`,
-	`etc/(update-motd\.d|ca-certificates|ld\.so\.conf\.d|dpkg|skel|default)(/.*)?`, `usr/sbin/update-ca-certificates`,
+	`etc/(update-motd\.d|ca-certificates|dpkg|skel|default)(/.*)?`, `usr/sbin/update-ca-certificates`,
 	`usr/lib/[^/]+/lib(BrokenLocale|_malloc_debug|c_malloc_debug|memusage|pcprofile|thread_db|nss_hesiod)\..*`,
 	`usr/share/(dict|info|misc|sounds|pixmaps)(/.*)?`, `var/(backups|local|mail|opt|spool)(/.*)?`,
 }, "|") + `)$`)
