@@ -37,7 +37,7 @@ type bench struct {
 	kernel, initrd string
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	testenv.RequireVM(t)
 	b := &bench{parent: fmt.Sprintf("hutch-vmm-%d", os.Getpid())}
@@ -133,7 +133,7 @@ func TestSuite(t *testing.T) {
 	})
 }
 
-func end(t *testing.T, v vmm.VM) {
+func end(t testing.TB, v vmm.VM) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second)
 	defer cancel()
 	if err := v.Kill(ctx); err != nil {

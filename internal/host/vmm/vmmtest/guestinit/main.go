@@ -22,11 +22,10 @@ import (
 const portName = "hutch.link"
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stdout, "guestinit:", err)
-	}
+	fmt.Fprintln(os.Stdout, "guestinit:", run())
 }
 
+// run returns only when something is wrong.
 func run() error {
 	var up unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
