@@ -11,6 +11,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	nl "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,11 +19,23 @@ import (
 // netlink attribute can hold.
 const elementsPerMessage = 400
 
+// A transaction is one message to the kernel, and the kernel's answers, one
+// per part of it, all come before the first can be read: room for the marks
+// of all slots.
+const (
+	sendBuffer    = 32 << 20
+	receiveBuffer = 4 << 20
+)
+
+func roomy(s *nl.Conn) error {
+	return errors.Join(s.SetWriteBuffer(sendBuffer), s.SetReadBuffer(receiveBuffer))
+}
+
 // withNft runs fn with a connection to the nftables of the network namespace
 // that the calling thread is in. Every transaction has a connection of its
 // own, so that a failed one leaves nothing behind for the next.
 func withNft(fn func(*nftables.Conn) error) error {
-	c, err := nftables.New(nftables.AsLasting())
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(roomy))
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}

@@ -65,6 +65,10 @@ func TestWhatTheTableMarksIsReadBack(t *testing.T) {
 		3:        {mode: sandbox.ModeInternet, open: spansOf("0.0.0.0/0")},
 		MaxSlots: {mode: sandbox.ModeNone, open: spansOf("192.168.0.0/32")},
 	}}
+	// More slots than the kernel's answers would fit an ordinary buffer.
+	for i := range 3000 {
+		h.policies[1000+i] = policy{mode: sandbox.ModeNone, open: spansOf("10.0.0.0/8")}
+	}
 	// More than fits one message.
 	many := policy{mode: sandbox.ModeAllow}
 	for i := range uint32(MaxAllow) {

@@ -81,14 +81,15 @@ func markSets() []*nftables.Set { return []*nftables.Set{silentSet(), closedSet(
 func (h hostRules) load(c *nftables.Conn) error {
 	r := replaceTable(c, nftables.TableFamilyINet, h.names.table())
 	r.set(ownerSet(), []nftables.SetElement{h.ownerElement()})
-	sets := map[string]*nftables.Set{}
-	for _, s := range markSets() {
-		sets[s.Name] = r.set(s, nil)
-	}
+	marks := map[string][]nftables.SetElement{}
 	for index, p := range h.policies {
 		for name, elements := range h.marks(index, p) {
-			r.elements(sets[name], elements)
+			marks[name] = append(marks[name], elements...)
 		}
+	}
+	sets := map[string]*nftables.Set{}
+	for _, s := range markSets() {
+		sets[s.Name] = r.set(s, marks[s.Name])
 	}
 	refuse := r.refuseChain()
 	h.guard(r)

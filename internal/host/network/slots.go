@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -327,20 +328,42 @@ func (n *Network) Reclaim(ctx context.Context, live []int) error {
 	for _, index := range live {
 		delete(there, index)
 	}
-	var errs []error
+	var all sync.WaitGroup
+	errs := make(chan error, len(there))
+	turns := make(chan struct{}, reclaimAtOnce)
 	for index := range there {
-		was, err := n.ledger.begin(ctx, index)
-		if err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		switch was {
-		case prepared:
-		case taken:
-			n.ledger.end(index, taken)
-		case free, busy, setAside, foreign:
-			n.log.Info("removing network slot that nothing claims", "slot", index)
-			errs = append(errs, n.finish(index, n.tearDown(ctx, index)))
-		}
+		turns <- struct{}{}
+		all.Go(func() {
+			errs <- n.reclaim(ctx, index)
+			<-turns
+		})
 	}
-	return errors.Join(errs...)
+	all.Wait()
+	close(errs)
+	var failed []error
+	for err := range errs {
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
+}
+
+// reclaimAtOnce is how many slots are removed side by side: most of a removal
+// is waiting for the kernel.
+const reclaimAtOnce = 8
+
+func (n *Network) reclaim(ctx context.Context, index int) error {
+	was, err := n.ledger.begin(ctx, index)
+	if err != nil {
+		return err
+	}
+	switch was {
+	case prepared:
+		return nil
+	case taken:
+		n.ledger.end(index, taken)
+		return nil
+	case free, busy, setAside, foreign:
+	}
+	n.log.Info("removing network slot that nothing claims", "slot", index)
+	return n.finish(index, n.tearDown(ctx, index))
 }
