@@ -166,3 +166,55 @@ func TestUnescape(t *testing.T) {
 		}
 	}
 }
+
+func TestLookSeesLoopDevices(t *testing.T) {
+	RequireRoot(t)
+	dir := t.TempDir()
+	image := filepath.Join(dir, "disk image")
+	if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	scope := Scope{LoopFiles: dir}
+	before := Snapshot(t, scope)
+	out, err := exec.CommandContext(Context(t), "losetup", "--find", "--show", image).Output()
+	if err != nil {
+		t.Fatalf("losetup: %v", err)
+	}
+	device := strings.TrimSpace(string(out))
+	diff := before.Diff(Snapshot(t, scope))
+	if err := exec.CommandContext(Context(t), "losetup", "--detach", device).Run(); err != nil {
+		t.Fatalf("detach %s: %v", device, err)
+	}
+	if want := "+ loop " + filepath.Base(device) + " of " + image; diff != want {
+		t.Errorf("diff = %q, want %q", diff, want)
+	}
+	if diff, err := settle(before, scope, hostGrace); diff != "" || err != nil {
+		t.Errorf("diff after it went = %q, %v", diff, err)
+	}
+}
+
+func TestLookSeesCgroups(t *testing.T) {
+	// Directories stand for cgroups: only directories count, in every
+	// hierarchy that the pattern names.
+	dir := t.TempDir()
+	for _, d := range []string{"cpu/hutch", "memory/hutch"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scope := Scope{Cgroups: []string{dir + "/*/hutch"}}
+	before := Snapshot(t, scope)
+	if err := os.MkdirAll(filepath.Join(dir, "memory/hutch/sb-1"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cpu/hutch/tasks"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := "+ cgroup " + dir + "/memory/hutch/sb-1 (d---------)"
+	if diff := before.Diff(Snapshot(t, scope)); diff != want {
+		t.Errorf("diff = %q, want %q", diff, want)
+	}
+	if _, err := look(Scope{Cgroups: []string{"["}}); err == nil {
+		t.Error("a bad pattern is no error")
+	}
+}
