@@ -160,6 +160,7 @@ func TestHostileGuestLosesSession(t *testing.T) {
 		"window overflow":     {typ: typeWindow, stream: 1, payload: windowPayload(1<<32 - 1)},
 		"short window":        {typ: typeWindow, stream: 1, payload: []byte{1}},
 		"unknown type":        {typ: 99, stream: 1},
+		"another session":     {typ: typeFin, stream: 1, tag: 4},
 		"handshake in a live": {typ: typeHello, payload: helloMsg{1, 1, nonce{}, Window}.encode()},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -168,6 +169,7 @@ func TestHostileGuestLosesSession(t *testing.T) {
 			if f.handshake() {
 				g.tag = 0
 			}
+			g.tag += f.tag // which send would overwrite
 			g.send(f)
 			<-s.Done()
 			if err := s.Err(); !errors.Is(err, ErrProtocol) {
@@ -194,32 +196,22 @@ func TestHostileGuestStopsReading(t *testing.T) {
 		}
 	}
 	// Streams that still have bytes to deliver count, and are bounded.
-	for range MaxStreams {
-		c, err := s.m.openNoWait()
-		if errors.Is(err, ErrStreams) {
-			return
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = c.Close()
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer giveUp()
+	for range MaxStreams - len(streams) {
+		wg.Go(func() {
+			if _, err := s.OpenAPI(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("open: %v, want canceled", err)
+			}
+		})
 	}
-	t.Errorf("more than %d streams linger", MaxStreams)
-}
-
-// openNoWait opens a stream and does not wait for the answer.
-func (m *mux) openNoWait() (*Stream, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.streams) >= MaxStreams {
-		return nil, ErrStreams
+	waitStreams(t, s.m, MaxStreams)
+	if _, err := s.OpenAPI(ctx); !errors.Is(err, ErrStreams) {
+		t.Errorf("one more stream: %v, want ErrStreams", err)
 	}
-	m.lastID++
-	s := newStream(m, m.lastID, targetAPI)
-	m.streams[s.id] = s
-	s.due.open = true
-	m.enqueue(s)
-	return s, nil
 }
 
 // TestHostileHandshake floods a dialing host with garbage that looks right.

@@ -179,6 +179,28 @@ func TestForgeryInCutFrame(t *testing.T) {
 	}
 }
 
+// TestCutFrameIsNotSearched is the same at the reader: what is in the cut frame
+// is never offered, the HELLO behind the padding is.
+func TestCutFrameIsNotSearched(t *testing.T) {
+	var real nonce
+	real[0] = 1
+	cut := appendFrame(nil, frame{typ: typeData, stream: 1, tag: 2, payload: bytes.Repeat(forgery(nil), 40)})
+	for _, n := range []int{1, 10, headerLen, headerLen + 1, len(cut) / 2, len(cut) - 1} {
+		hello := appendFrame(nil, frame{typ: typeHello, payload: helloMsg{1, 1, real, Window}.encode()})
+		fr := newFrameReader(bytes.NewReader(append(append([]byte(nil), cut[:n]...), padding(maxFrame, hello)...)))
+		if _, err := fr.next(); !errors.Is(err, errFraming) {
+			t.Fatalf("frame cut after %d bytes: %v, want errFraming", n, err)
+		}
+		f, err := fr.hunt()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, ok := parseHello(f.payload); f.typ != typeHello || !ok || m.nonce != real {
+			t.Errorf("frame cut after %d bytes: user data was taken for a handshake", n)
+		}
+	}
+}
+
 func TestCloseInHandshakeOfSession(t *testing.T) {
 	testenv.CheckGoroutines(t)
 	ctx, v := testenv.Context(t), newVport(t)

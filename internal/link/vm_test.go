@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -23,7 +24,7 @@ import (
 
 // The tests in this file run the link over QEMU's own virtio-serial. They need
 // HUTCH_LINK_KERNEL, a directory as Debian's linux-image package unpacks to
-// (boot/vmlinuz-*, lib/modules/*).
+// (boot/vmlinuz-*, lib/modules/*). HUTCH_LINK_SOAK=N kills N times as often.
 
 // machine is a virtual machine with testdata/guestinit in it.
 type machine struct {
@@ -227,11 +228,16 @@ func TestVirtioSerial(t *testing.T) {
 			m.echo(ctx, s, []byte("hello"))
 		}
 	})
+	step("1000 round trips of a byte", func() { m.roundTrips(ctx, s, 1000) })
 	step("64 MiB there and back", func() { m.bulk(ctx, s, 64<<20) })
 	step("200 parallel streams", func() { m.parallel(ctx, s, 200) })
 	step("paused for a second with both directions full", func() { m.paused(ctx, s) })
-	step("100 hosts killed in a transfer", func() { s = m.killHosts(ctx, s, 100) })
-	step("20 guest agents killed in a transfer", func() { s = m.killGuests(ctx, s, 20) })
+	times := 1
+	if n, err := strconv.Atoi(os.Getenv("HUTCH_LINK_SOAK")); err == nil {
+		times = n
+	}
+	step(fmt.Sprint(100*times, " hosts killed in a transfer"), func() { s = m.killHosts(ctx, s, 100*times) })
+	step(fmt.Sprint(20*times, " guest agents killed in a transfer"), func() { s = m.killGuests(ctx, s, 20*times) })
 	step("host away for 3 s", func() {
 		before := m.ticks(ctx, s)
 		_ = s.Close()
@@ -243,6 +249,20 @@ func TestVirtioSerial(t *testing.T) {
 			t.Logf("agent used %d ticks while the host was away", used)
 		}
 	})
+}
+
+func (m *machine) roundTrips(ctx context.Context, s *Session, n int) {
+	c := m.ask(ctx, s, "E")
+	defer c.Close()
+	b := make([]byte, 1)
+	for range n {
+		if _, err := c.Write(b); err != nil {
+			m.t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, b); err != nil {
+			m.t.Fatal(err)
+		}
+	}
 }
 
 func (m *machine) bulk(ctx context.Context, s *Session, size int64) {

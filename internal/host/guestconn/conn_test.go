@@ -228,6 +228,21 @@ func TestCallsWaitForGuest(t *testing.T) {
 	wg.Wait()
 }
 
+// TestVersionMismatchIsTold has a guest whose agent speaks no version of ours:
+// waiting would not mend it.
+func TestVersionMismatchIsTold(t *testing.T) {
+	testenv.CheckGoroutines(t)
+	c := New(Params{Dial: func(context.Context) (net.Conn, error) {
+		return nil, &link.VersionError{HostMin: 1, HostMax: 1, GuestMin: 2, GuestMax: 2}
+	}})
+	defer c.Close()
+	_, err := c.Exec(testenv.Context(t), Exec{Cmd: "tell"})
+	var version *link.VersionError
+	if !fault.Is(err, fault.Precondition) || !errors.As(err, &version) {
+		t.Errorf("%v (%v), want precondition with the versions", err, fault.Of(err))
+	}
+}
+
 func TestDialPort(t *testing.T) {
 	testenv.CheckGoroutines(t)
 	ctx, a := testenv.Context(t), startAgent(t)
