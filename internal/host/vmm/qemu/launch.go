@@ -58,6 +58,9 @@ func (d *Driver) launch(ctx context.Context, spec vmm.Spec, undos *undo.Stack) (
 	}
 	undos.Add("process", func(ctx context.Context) error { return errors.Join(v.Kill(ctx), v.Close()) })
 	if err := v.begin(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // whatever it broke on the way
+		}
 		return nil, fault.As(fault.Internal, v.explain(ctx, err))
 	}
 	return v, nil

@@ -75,9 +75,14 @@ func removeSockets(dir string) error {
 	return errors.Join(errs...)
 }
 
+// dial connects to a listening socket. That never waits, so it does not end
+// with ctx, whose deadline a dialer would tell as an error of its own.
 func dial(ctx context.Context, path string) (net.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
+	conn, err := d.DialContext(context.WithoutCancel(ctx), "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("connect to QEMU: %w", err)
 	}

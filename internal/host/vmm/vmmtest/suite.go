@@ -276,7 +276,7 @@ func (s suite) launchCancelled(t *testing.T) {
 	d := s.Driver(t)
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
-	if v, err := d.Launch(cancelled, spec); !errors.Is(err, context.Canceled) {
+	if v, err := d.Launch(cancelled, spec); !fault.Is(err, fault.Canceled) {
 		t.Errorf("cancelled before: %v", err)
 		if err == nil {
 			end(t, v)
@@ -289,7 +289,7 @@ func (s suite) launchCancelled(t *testing.T) {
 		cancel()
 		if err == nil {
 			end(t, v)
-		} else if !errors.Is(err, context.DeadlineExceeded) {
+		} else if !errors.Is(err, context.DeadlineExceeded) || !fault.Is(err, fault.Deadline) {
 			t.Errorf("given up after %v ms: %v", after, err)
 		}
 		s.nothingLeft(t, spec)
