@@ -45,8 +45,8 @@
 //
 // Refused means a TCP reset or "administratively prohibited" at once; frames
 // with a wrong source, IPv6 and broadcasts are dropped without a word. New
-// connections are limited to 500 a second and 8192 at a time per sandbox,
-// since the host's connection table is shared by all.
+// connections are limited to 500 a second and 8192 open ones per sandbox, since
+// the host's connection table is shared by all.
 //
 // # The rules of a slot
 //
@@ -133,6 +133,11 @@
 // hook. Docker and some firewalls drop forwarded packets by default; Check
 // finds that and says what to add there. Only the host's own processes can
 // open connections to a slot: others that it forwards for cannot.
+//
+// The host must forward IPv4. If it does not, Open turns that on for the whole
+// host, tells so in the log, notes the old value beside the namespaces, and
+// never turns it off again. The host then forwards between its other
+// interfaces too, as far as its own firewall lets it.
 //
 // # Names, owners, crashes
 //

@@ -63,7 +63,7 @@ func nextFrame(t *testing.T, tap *os.File, fits func(etherType uint16, body []by
 	}
 }
 
-func TestGuestsCannotFillTheNeighbourTable(t *testing.T) {
+func TestAGuestTeachesTheSlotNoNeighbourAndLearnsOnlyTheGateway(t *testing.T) {
 	w := newWorld(t)
 	n := w.open(t, nil)
 	s := acquire(t, n, internet())
@@ -81,14 +81,20 @@ func TestGuestsCannotFillTheNeighbourTable(t *testing.T) {
 			must(t, err)
 		}
 	}
-	_, err = tap.Write(arpRequest(GuestMAC, netip.MustParseAddr(guestIP), gateway))
-	must(t, err)
+	for _, about := range []netip.Addr{s.HostIP, vethIPOf(s.Index), gateway} {
+		_, err = tap.Write(arpRequest(GuestMAC, netip.MustParseAddr(guestIP), about))
+		must(t, err)
+	}
 	nextFrame(t, tap, func(etherType uint16, body []byte) bool {
 		if etherType != unix.ETH_P_ARP || body[7] != 2 {
 			return false
 		}
 		if to := body[24:28]; !slices.Equal(to, netip.MustParseAddr(guestIP).AsSlice()) {
 			t.Errorf("a question from %v was answered", to)
+		}
+		if about := body[14:18]; !slices.Equal(about, gateway.AsSlice()) {
+			t.Errorf("the slot tells the guest of %v", about)
+			return false
 		}
 		return true
 	})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 )
@@ -20,6 +21,7 @@ func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 || os.Getenv(inOwnMounts) != "" {
 		os.Exit(m.Run())
 	}
+	runtime.LockOSThread() // the child dies with this thread
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), inOwnMounts+"=1")

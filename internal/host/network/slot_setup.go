@@ -164,8 +164,10 @@ func (n *Network) makeVeth(index int) error {
 	return n.onHost(func(h *netlink.Handle) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.HardwareAddr = n.names.slot(index), MTU, mac(vethMAC)
+		attrs.NumTxQueues, attrs.NumRxQueues = 1, 1 // not one for each of the host's CPUs
 		veth := netlink.NewVeth(attrs)
 		veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr = uplinkName, MTU, mac(uplinkMAC)
+		veth.PeerNumTxQueues, veth.PeerNumRxQueues = 1, 1
 		veth.PeerNamespace = netlink.NsFd(ns.file.Fd())
 		if err := h.LinkAdd(veth); err != nil {
 			return fmt.Errorf("make veth %s: %w", attrs.Name, err)
