@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hutch-run/hutch/internal/undo"
 )
 
 // socketMode is the mode of a unix socket: it says who may drive hutchd.
@@ -180,6 +182,9 @@ func listenUnix(ctx context.Context, path, group string) (net.Listener, error) {
 	return &socketListener{Listener: l, path: path, made: st}, nil
 }
 
+// errAnswered says that a socket is in use.
+var errAnswered = errors.New("another process answers there; is hutchd running already?")
+
 // clearStale removes a socket that nobody answers on. Anything else in its
 // place stays, and is an error.
 func clearStale(ctx context.Context, path string) error {
@@ -195,7 +200,7 @@ func clearStale(ctx context.Context, path string) error {
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if err == nil {
-		return errors.Join(errors.New("another process answers there; is hutchd running already?"), conn.Close())
+		return errors.Join(errAnswered, conn.Close())
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("find out whether somebody answers: %w", err)
@@ -234,11 +239,17 @@ type socketListener struct {
 // Close implements net.Listener.
 func (s *socketListener) Close() error {
 	s.once.Do(func() {
-		var removed error
-		if st, err := os.Lstat(s.path); err == nil && os.SameFile(st, s.made) {
-			removed = os.Remove(s.path)
+		s.err = s.Listener.Close()
+		st, err := os.Lstat(s.path)
+		if err != nil || !os.SameFile(st, s.made) {
+			return
 		}
-		s.err = errors.Join(s.Listener.Close(), removed)
+		// The inode may be a used one: a successor answers, what is ours does not.
+		ctx, cancel := undo.Detach(context.Background())
+		defer cancel()
+		if err := clearStale(ctx, s.path); !errors.Is(err, errAnswered) {
+			s.err = errors.Join(s.err, err)
+		}
 	})
 	return s.err
 }

@@ -20,51 +20,27 @@ const logChunk = 64 << 10
 const olderSuffix = ".1"
 
 // logFile reads a capped log: path, which grows, and path.1, which path
-// becomes when it is full.
+// becomes when it is full, replacing the one before.
 type logFile struct {
 	path string
 	send func([]byte) error
 	buf  [logChunk]byte
+
+	// now is the file that is read, nil before there was one; older is the one
+	// that was read before it. Both stay open, so that no other file can get
+	// their inodes and be taken for one that was read.
+	now, older *os.File
 }
 
 // read sends what is there. A log that was never written is empty.
 func (l *logFile) read(ctx context.Context) error {
-	now, err := l.start(ctx)
-	if now != nil {
-		err = errors.Join(err, now.Close())
-	}
-	return err
-}
-
-// start sends what is there and returns the growing file at its end, nil when
-// there is none yet.
-func (l *logFile) start(ctx context.Context) (*os.File, error) {
-	now, err := openLog(l.path)
-	if err != nil {
-		return nil, err
-	}
-	// Opened in this order, a turn in between shows the same file twice and
-	// loses nothing; then the second is left out.
-	older, err := openLog(l.path + olderSuffix)
-	if err != nil {
-		return now, err
-	}
-	if older != nil {
-		if !sameFile(older, now) {
-			err = l.drain(ctx, older)
-		}
-		if err = errors.Join(err, older.Close()); err != nil {
-			return now, err
-		}
-	}
-	if now != nil {
-		err = l.drain(ctx, now)
-	}
-	return now, err
+	defer l.close()
+	return l.catchUp(ctx)
 }
 
 // follow sends what is there and what comes, until ctx ends.
 func (l *logFile) follow(ctx context.Context) error {
+	defer l.close()
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("follow log: %w", err)
@@ -73,60 +49,92 @@ func (l *logFile) follow(ctx context.Context) error {
 	if err := watcher.Add(filepath.Dir(l.path)); err != nil {
 		return fmt.Errorf("follow log: %w", err)
 	}
-	now, err := l.start(ctx)
-	defer func() {
-		if now != nil {
-			now.Close()
-		}
-	}()
-	if err != nil {
-		return err
-	}
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case err := <-watcher.Errors:
-			if !errors.Is(err, fsnotify.ErrEventOverflow) { // then just look
-				return fmt.Errorf("follow log: %w", err)
-			}
-		case e := <-watcher.Events:
-			if e.Name != l.path {
-				continue
-			}
+		if err := l.catchUp(ctx); err != nil {
+			return err
 		}
-		if now, err = l.catchUp(ctx, now); err != nil {
+		if err := l.await(ctx, watcher); err != nil {
 			return err
 		}
 	}
 }
 
-// catchUp sends what is new in now, and goes on to the file that took its
-// place, if one did.
-func (l *logFile) catchUp(ctx context.Context, now *os.File) (*os.File, error) {
+// await returns when something happened to the log.
+func (l *logFile) await(ctx context.Context, watcher *fsnotify.Watcher) error {
 	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-watcher.Errors:
+			if errors.Is(err, fsnotify.ErrEventOverflow) {
+				return nil // so much happened that some of it may be ours
+			}
+			return fmt.Errorf("follow log: %w", err)
+		case e := <-watcher.Events:
+			if e.Name == l.path || e.Name == l.path+olderSuffix {
+				return nil
+			}
+		}
+	}
+}
+
+// catchUp sends all that was not sent yet, through any number of turns as long
+// as the file is there.
+func (l *logFile) catchUp(ctx context.Context) error {
+	for {
+		// Opened first and now read second: what was written to now before next
+		// took its place is read here.
 		next, err := openLog(l.path)
 		if err != nil {
-			return now, err
+			return err
 		}
-		if now != nil {
-			// Opened first, read second: whatever was written to now before next
-			// took its place is read here.
-			if err := l.drain(ctx, now); err != nil || next == nil || sameFile(now, next) {
-				if next != nil {
-					err = errors.Join(err, next.Close())
-				}
-				return now, err
+		if l.now != nil {
+			if err = l.drain(ctx, l.now); err != nil || sameFile(l.now, next) {
+				return errors.Join(err, closeLog(next))
 			}
-			if err := now.Close(); err != nil {
-				return next, fmt.Errorf("read log: %w", err)
-			}
+		}
+		if err := l.skipped(ctx, next); err != nil {
+			return errors.Join(err, closeLog(next))
 		}
 		if next == nil {
-			return nil, nil
+			return nil
 		}
-		now = next
+		if l.now != nil {
+			if err := closeLog(l.older); err != nil {
+				return errors.Join(err, closeLog(next))
+			}
+			l.older = l.now
+		}
+		l.now = next
 	}
+}
+
+// skipped sends the older half when it is a file that was not read: the first
+// time, and when the log turned twice since the last look.
+func (l *logFile) skipped(ctx context.Context, next *os.File) error {
+	f, err := openLog(l.path + olderSuffix)
+	if err != nil || f == nil {
+		return err
+	}
+	if sameFile(f, l.now) || sameFile(f, l.older) || sameFile(f, next) {
+		return closeLog(f)
+	}
+	old := l.older
+	l.older = f
+	return errors.Join(closeLog(old), l.drain(ctx, f))
+}
+
+// close closes what was read from; reading has no errors to tell then.
+func (l *logFile) close() {
+	_ = closeLog(l.now)
+	_ = closeLog(l.older)
+}
+
+func closeLog(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	return f.Close()
 }
 
 // drain sends from where f is to its end.

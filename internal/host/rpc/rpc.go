@@ -138,7 +138,7 @@ func (a *API) Close() error {
 	return a.proxy.Close()
 }
 
-// newServices returns the handlers by "/package.Service".
+// newServices returns the handlers by "/package.Service/".
 func newServices(p Params, who *auth.Authenticator, draining context.Context) (map[string]http.Handler, error) {
 	rules, err := validate.New(&hostagentv1.CreateSandboxRequest{}, &hostagentv1.ExecRequest{})
 	if err != nil {
@@ -152,7 +152,7 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 	}
 	reflector := grpcreflect.NewStaticReflector(append(names, grpchealth.HealthV1ServiceName)...)
 	services := map[string]http.Handler{}
-	mount := func(path string, h http.Handler) { services[strings.TrimSuffix(path, "/")] = h }
+	mount := func(path string, h http.Handler) { services[path] = h }
 	mount(hostagentv1connect.NewHostAgentServiceHandler(&hostAgent{p.Sandboxes, p.Meter}, options))
 	mount(hostagentv1connect.NewSandboxServiceHandler(&sandboxes{
 		boxes: p.Sandboxes, subscribe: p.Subscribe, logPath: p.LogPath, stats: p.Stats, draining: draining,
@@ -165,11 +165,11 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 	return services, nil
 }
 
-// serviceOf returns what of a path chooses the handler: "/package.Service" of
-// an RPC, all of any other.
+// serviceOf returns what of a path chooses the handler: "/package.Service/" of
+// an RPC, all of a path without a second slash.
 func serviceOf(path string) string {
 	if i := strings.LastIndexByte(path, '/'); i > 0 {
-		return path[:i]
+		return path[:i+1]
 	}
 	return path
 }

@@ -77,6 +77,9 @@ func (s *sandboxes) ReadLogs(ctx context.Context, r *connect.Request[hostagentv1
 	if err != nil {
 		return err
 	}
+	if err := out.Send(nil); err != nil { // the head, also of an empty log
+		return err
+	}
 	ctx, stop := s.patience(ctx)
 	defer stop()
 	l := logFile{path: s.logPath(view.ID, sourceOf(r.Msg.GetSource())), send: func(b []byte) error {
