@@ -23,6 +23,9 @@ const noFollow = unix.O_NOFOLLOW
 // the largest pipe holds can be its own.
 const drainMax = 1 << 20
 
+// logBytesPerSecond is how fast a log is read at the most.
+const logBytesPerSecond = 1 << 20
+
 // logPipe is the pipe as its maker holds it: both ends as the child gets them,
 // and ours to read.
 type logPipe struct {

@@ -309,11 +309,19 @@ func (p *Process) readLog() {
 	}
 	to := p.words()
 	buf := make([]byte, 4<<10)
+	pace := time.NewTimer(0)
+	defer pace.Stop()
 	for {
 		n, err := p.pipe.Read(buf)
 		to.Write(buf[:n]) // a log takes every byte
 		if err != nil {
 			return // all writers are gone, or the deadline came
+		}
+		if n == len(buf) {
+			// A flood: what comes faster is lost in the pipe, and costs nothing
+			// here.
+			pace.Reset(time.Second * time.Duration(n) / logBytesPerSecond)
+			<-pace.C
 		}
 	}
 }

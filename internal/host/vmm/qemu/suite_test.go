@@ -366,20 +366,29 @@ func TestTwentyAtOnce(t *testing.T) {
 	b := newBench(t)
 	testenv.CheckGoroutines(t)
 	ctx := testenv.Context(t)
+	shared := filepath.Join(t.TempDir(), "image") // as a template's is
+	if err := os.WriteFile(shared, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	specs := make([]vmm.Spec, 20)
 	for i := range specs {
 		specs[i] = b.spec(t)
 		specs[i].MemoryMB = vmm.MinMemoryMB
+		specs[i].Disks = []vmm.Disk{{Serial: "root", Path: shared, ReadOnly: true}}
 	}
-	var wait sync.WaitGroup
+	var wait, all sync.WaitGroup
+	all.Add(len(specs))
 	for _, spec := range specs {
 		wait.Go(func() {
 			v, err := b.driver.Launch(ctx, spec)
 			if err != nil {
 				t.Error(err)
+				all.Done()
 				return
 			}
 			defer end(t, v)
+			all.Done()
+			all.Wait() // they live at the same time
 			if running, err := v.Running(ctx); !running || err != nil {
 				t.Errorf("%s: running %v, %v", spec.ID, running, err)
 			}
