@@ -228,21 +228,29 @@ func (n *Network) claim(index int) error {
 			return fmt.Errorf("link %s is gone: %w", name, os.ErrNotExist)
 		}
 		// Without this the kernel would make a link-local address and join groups.
-		if err := h.LinkSetIP6AddrGenMode(link, nl6GenNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) {
+		if err := h.LinkSetIP6AddrGenMode(link, nl6GenNone); err != nil && !withoutIPv6(err) {
 			return fmt.Errorf("turn IPv6 addresses off on %s: %w", name, err)
-		}
-		if err := h.AddrReplace(link, &netlink.Addr{IPNet: host32(vethIPOf(index))}); err != nil {
-			return fmt.Errorf("set address of %s: %w", name, err)
 		}
 		if err := h.LinkSetUp(link); err != nil {
 			return fmt.Errorf("bring up %s: %w", name, err)
+		}
+		if err := claimRoute(h, link, hostIPOf(index)); err != nil {
+			return err // before anything that could meet the owner's
+		}
+		if err := h.AddrReplace(link, &netlink.Addr{IPNet: host32(vethIPOf(index))}); err != nil {
+			return fmt.Errorf("set address of %s: %w", name, err)
 		}
 		// Permanent entries do not count against the neighbour table's limit of 1024.
 		if err := h.NeighSet(neighbour(link, hostIPOf(index), uplinkMAC)); err != nil {
 			return fmt.Errorf("set neighbour on %s: %w", name, err)
 		}
-		return claimRoute(h, link, hostIPOf(index))
+		return nil
 	})
+}
+
+// withoutIPv6 reports whether err comes of a kernel or a link without IPv6.
+func withoutIPv6(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
 }
 
 // nl6GenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.
