@@ -51,6 +51,8 @@ func newTransport(c *Conn) *transport {
 		HTTP2: &http.HTTP2Config{
 			MaxReceiveBufferPerStream:     receivePerCall,
 			MaxReceiveBufferPerConnection: receivePerGuest,
+			// A piece of output with its envelope in one frame, not three.
+			MaxReadFrameSize: 64 << 10,
 		},
 	}}
 }
