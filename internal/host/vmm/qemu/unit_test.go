@@ -61,7 +61,7 @@ func TestArgsQuote(t *testing.T) {
 		Disks: []argDisk{{Serial: "s,readonly=off"}}, NIC: &argNIC{MAC: "m,script=/x"},
 	}
 	args := strings.Join(buildArgs(p), "\n")
-	for _, want := range []string{"guest=x,,debug-threads=on\n", "serial=s,,readonly=off,", "mac=m,,script=/x,", "\n-append\n" + guestCmdline + " -no-such,option\n"} {
+	for _, want := range []string{"guest=x,,debug-threads=on\n", "serial=s,,readonly=off,", "mac=m,,script=/x,", "\n-append\n" + kernelCmdline(TCG, "-no-such,option") + "\n"} {
 		if !strings.Contains(args, want) {
 			t.Errorf("no %q in:\n%s", want, args)
 		}
