@@ -34,7 +34,8 @@ func arpRequest(srcMAC string, from, about netip.Addr) []byte {
 	return frame(unix.ETH_P_ARP, GuestMAC, b)
 }
 
-func udpPacket(from, to netip.Addr) []byte {
+// udpPacket is an empty one from port to port 9.
+func udpPacket(srcMAC string, port uint16, from, to netip.Addr) []byte {
 	p := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
 	p = append(p, from.AsSlice()...)
 	p = append(p, to.AsSlice()...)
@@ -46,7 +47,8 @@ func udpPacket(from, to netip.Addr) []byte {
 		sum = sum>>16 + sum&0xffff
 	}
 	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
-	return frame(unix.ETH_P_IP, GuestMAC, append(p, 0x30, 0x39, 0, 9, 0, 8, 0, 0))
+	p = binary.BigEndian.AppendUint16(p, port)
+	return frame(unix.ETH_P_IP, srcMAC, append(p, 0, 9, 0, 8, 0, 0))
 }
 
 // next reads frames until one fits.
@@ -119,12 +121,39 @@ func TestAddressesThatTheKernelDropsSilentlyAreRefusedToo(t *testing.T) {
 	must(t, err)
 	defer tap.Close()
 	for _, to := range []string{"127.0.0.1", "0.1.2.3", "240.1.2.3"} {
-		_, err := tap.Write(udpPacket(netip.MustParseAddr(guestIP), netip.MustParseAddr(to)))
+		_, err := tap.Write(udpPacket(GuestMAC, 12345, netip.MustParseAddr(guestIP), netip.MustParseAddr(to)))
 		must(t, err)
 		// Destination unreachable, administratively prohibited.
 		nextFrame(t, tap, func(etherType uint16, body []byte) bool {
 			return etherType == unix.ETH_P_IP && body[9] == unix.IPPROTO_ICMP && body[20] == 3 && body[21] == 13 &&
 				slices.Equal(body[20+8+16:20+8+20], netip.MustParseAddr(to).AsSlice())
 		})
+	}
+}
+
+func TestFramesWithAnotherSourceAreDropped(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	tap, err := n.OpenTap(testenv.Context(t), s)
+	must(t, err)
+	defer tap.Close()
+	heard := listenUDP(t, w.outside, internetIP+":9")
+	guest, internet := netip.MustParseAddr(guestIP), netip.MustParseAddr(internetIP)
+	for _, f := range [][]byte{
+		udpPacket("02:00:00:00:00:99", 1001, guest, internet),
+		udpPacket(GuestMAC, 1002, netip.MustParseAddr("198.18.0.99"), internet),
+		udpPacket(GuestMAC, 1003, s.HostIP, internet),
+		udpPacket(GuestMAC, 1004, netip.MustParseAddr(hostPublic), internet),
+		udpPacket(GuestMAC, 1005, guest, internet),
+	} {
+		_, err := tap.Write(f)
+		must(t, err)
+	}
+	must(t, heard.SetReadDeadline(time.Now().Add(patience)))
+	_, from, err := heard.ReadFrom(make([]byte, 100))
+	must(t, err)
+	if got, want := from.String(), hostPublic+":1005"; got != want {
+		t.Errorf("heard %s first, want %s", got, want)
 	}
 }
