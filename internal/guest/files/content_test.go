@@ -258,7 +258,7 @@ func TestHolesKeepTheContent(t *testing.T) {
 
 func TestZerosCostNothing(t *testing.T) {
 	p := newPlace(t)
-	const size = 4 << 30
+	const size = 1 << 30
 	u, err := p.root.Create(p.path("sparse"), CreateOptions{})
 	noErr(t, err)
 	_, err = u.ReadFrom(io.LimitReader(zeros{}, size))

@@ -174,12 +174,7 @@ func (gr *group) release() {
 func (gr *group) tidy() {
 	gr.mu.Lock()
 	defer gr.mu.Unlock()
-	select {
-	case <-gr.gone:
-		return
-	default:
-	}
-	if gr.leader || gr.populated() {
+	if gr.isGone() || gr.leader || gr.populated() {
 		return
 	}
 	// Groups that a program of the tree made below its own go first.
@@ -192,6 +187,15 @@ func (gr *group) tidy() {
 	delete(gr.set.live, gr.wd)
 	gr.set.mu.Unlock()
 	close(gr.gone)
+}
+
+func (gr *group) isGone() bool {
+	select {
+	case <-gr.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 func (gr *group) populated() bool {

@@ -89,26 +89,33 @@ func (p *Process) Resize(size Size) error {
 
 // Signal sends sig to the program, or with tree to everything that came from
 // it. SIGKILL always means everything, even when the program itself has ended
-// and left processes behind.
+// and left processes behind. When nothing is left it is a NotFound error.
 func (p *Process) Signal(sig unix.Signal, tree bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if sig == unix.SIGKILL {
+	tree = tree || sig == unix.SIGKILL
+	if p.reaped && (!tree || p.group == nil || p.group.isGone()) {
+		return p.hasEnded()
+	}
+	switch {
+	case sig == unix.SIGKILL:
 		return p.kill()
-	}
-	if tree {
+	case tree:
 		return p.signalTree(sig)
-	}
-	if p.reaped {
-		return fault.New(fault.Precondition, "process %d has ended", p.info.Pid)
 	}
 	if err := p.child.signal(sig); err != nil {
 		if errors.Is(err, unix.ESRCH) {
-			return fault.New(fault.Precondition, "process %d has ended", p.info.Pid)
+			return p.hasEnded()
 		}
 		return fmt.Errorf("signal process %d: %w", p.info.Pid, err)
 	}
 	return nil
+}
+
+// hasEnded is NotFound, as for a pid that never was: callers that kill what
+// ends at the same moment treat both alike.
+func (p *Process) hasEnded() error {
+	return fault.New(fault.NotFound, "process %d has ended", p.info.Pid)
 }
 
 // kill ends the whole tree. Called with the lock held.
@@ -122,14 +129,12 @@ func (p *Process) kill() error {
 	return p.signalTree(unix.SIGKILL)
 }
 
-// signalTree reaches the process group where there is no cgroup, and only as
-// long as its first process holds the number. Called with the lock held.
+// signalTree reaches the process group where there is no cgroup, which only
+// works while its first process holds the number: it is not reaped. Called
+// with the lock held.
 func (p *Process) signalTree(sig unix.Signal) error {
 	if p.group != nil {
 		return p.group.signal(sig)
-	}
-	if p.reaped {
-		return fault.New(fault.Precondition, "process %d has ended", p.info.Pid)
 	}
 	if err := unix.Kill(-p.info.Pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal the group of process %d: %w", p.info.Pid, err)

@@ -214,6 +214,15 @@ func TestBackgroundChildDoesNotHangTheCall(t *testing.T) {
 		})
 	}
 	eventually(t, "all cgroups removed", func() bool { return len(tab.groups.all()) == 0 })
+	for _, info := range tab.List() {
+		p, err := tab.Find(Selector{Pid: info.Pid})
+		noErr(t, err)
+		for _, sig := range []unix.Signal{unix.SIGKILL, unix.SIGTERM} {
+			if err := p.Signal(sig, true); !fault.Is(err, fault.NotFound) {
+				t.Errorf("signal when nothing is left: %v", err)
+			}
+		}
+	}
 }
 
 // What was written before the end of the program is delivered even when a
@@ -239,7 +248,7 @@ func TestKillEndsTheWholeTree(t *testing.T) {
 		timeout time.Duration
 		kill    func(*testing.T, *Process)
 	}{
-		"timeout":        {timeout: 300 * time.Millisecond, kill: func(*testing.T, *Process) {}},
+		"timeout":        {timeout: 3 * time.Second, kill: func(*testing.T, *Process) {}},
 		"signal":         {kill: func(t *testing.T, p *Process) { noErr(t, p.Signal(unix.SIGKILL, false)) }},
 		"one by one":     {kill: func(t *testing.T, p *Process) { noErr(t, p.group.signal(unix.SIGKILL)) }},
 		"SIGTERM to all": {kill: func(t *testing.T, p *Process) { noErr(t, p.Signal(unix.SIGTERM, true)) }},
@@ -254,7 +263,7 @@ func TestKillEndsTheWholeTree(t *testing.T) {
 				ev, err := sub.Next(testenv.Context(t), 0)
 				noErr(t, err)
 				if ev.Kind == End {
-					t.Skip("this machine was too slow for the time limit of the test")
+					t.Fatalf("ended before all had started: %+v", ev.Exit)
 				}
 				seen += string(ev.Data)
 				pids = nil
@@ -489,7 +498,7 @@ func TestNobodyReads(t *testing.T) {
 }
 
 func TestSubscriptionThatTakesNothingIsCutOff(t *testing.T) {
-	tab := newTable(t, func(p *Params) { p.Stall = 100 * time.Millisecond })
+	tab := newTable(t, func(p *Params) { p.Stall = 3 * time.Second })
 	p, sub := start(t, tab, shell("head -c 3000000 /dev/zero"))
 	hung := p.Subscribe()
 	defer hung.Close()
@@ -656,7 +665,7 @@ func TestShutdown(t *testing.T) {
 	await(t, polite, "ready")
 	await(t, stubborn, "ready")
 	collect(t, left)
-	noErr(t, tab.Shutdown(testenv.Context(t), 200*time.Millisecond))
+	noErr(t, tab.Shutdown(testenv.Context(t), 3*time.Second))
 	if r := collect(t, polite); r.exit.Code != 0 || !strings.Contains(r.stdout(), "bye") {
 		t.Errorf("the polite one: %q %+v", r.stdout(), r.exit)
 	}
@@ -693,7 +702,7 @@ func TestTreesOfAnEarlierAgent(t *testing.T) {
 func TestWithoutCgroups(t *testing.T) {
 	tab := newTable(t, func(p *Params) { p.CgroupRoot = "" })
 	s := shell("sleep 1000 & echo $!; wait")
-	s.Timeout = 200 * time.Millisecond
+	s.Timeout = 3 * time.Second
 	_, sub := start(t, tab, s)
 	r := collect(t, sub)
 	pid, err := strconv.Atoi(strings.TrimSpace(r.stdout()))

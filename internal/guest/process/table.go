@@ -85,7 +85,8 @@ type Table struct {
 	ended   []*Process            // oldest first
 }
 
-// New returns an empty table. Close it.
+// New returns an empty table. Close it. An out-of-memory score of the agent's
+// own must be set before: programs get an ordinary one only if it differs.
 func New(params Params) (*Table, error) {
 	if err := params.setDefaults(); err != nil {
 		return nil, err
@@ -392,7 +393,7 @@ func (t *Table) askAll() {
 func (t *Table) signalAll(sig unix.Signal) {
 	if t.groups == nil {
 		for _, p := range t.running() {
-			if err := p.Signal(sig, true); err != nil && !fault.Is(err, fault.Precondition) {
+			if err := p.Signal(sig, true); err != nil && !fault.Is(err, fault.NotFound) {
 				t.log.Warn("program not signalled", "pid", p.info.Pid, "signal", int(sig), "err", err)
 			}
 		}

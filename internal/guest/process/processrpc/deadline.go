@@ -27,7 +27,11 @@ func liftDeadline(next http.Handler) http.Handler {
 		}
 		d, ok := requestDeadline(r.Header)
 		if ok {
-			r = r.Clone(context.WithValue(r.Context(), limitKey{}, early(d)))
+			var end time.Time // none
+			if d > 0 {
+				end = time.Now().Add(early(d))
+			}
+			r = r.Clone(context.WithValue(r.Context(), limitKey{}, end))
 			r.Header.Del(connectTimeout)
 			r.Header.Del(grpcTimeout)
 		}
@@ -35,15 +39,18 @@ func liftDeadline(next http.Handler) http.Handler {
 	})
 }
 
-// limitFrom returns the lifted limit; 0: none.
+// limitFrom returns what is left of the lifted limit; 0: none.
 func limitFrom(ctx context.Context) time.Duration {
-	d, _ := ctx.Value(limitKey{}).(time.Duration)
-	return d
+	end, _ := ctx.Value(limitKey{}).(time.Time)
+	if end.IsZero() {
+		return 0
+	}
+	return max(time.Until(end), 1)
 }
 
 // early leaves the End time to reach the client before it gives up.
 func early(d time.Duration) time.Duration {
-	return d - min(d/20, 250*time.Millisecond)
+	return d - min(d/10, 500*time.Millisecond)
 }
 
 // requestDeadline reads either header. A deadline of 0 means none, as clients

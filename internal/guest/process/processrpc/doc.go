@@ -9,7 +9,7 @@
 // Deadlines. connect would cut the call off at the deadline that the request
 // brings along, and the last output and the End with it. Mount therefore takes
 // the deadline of Start out of the request; the program is killed a little
-// before it (a twentieth of the time, at most 250 ms), so that the End can
-// still reach the client. A client that leaves ends its call, never the
+// before it (a tenth of the time, at most 500 ms), so that the End can still
+// reach the client. A client that leaves ends its call, never the
 // program.
 package processrpc

@@ -141,14 +141,24 @@ func TestSuccessHasNoError(t *testing.T) {
 }
 
 // The deadline of the request kills the program, and what it said until then
-// and its End still come.
+// and its End still come. The headers are set by hand: a client with a real
+// deadline would give up on a machine that is slow enough.
 func TestRequestDeadlineIsTheProgramsLimit(t *testing.T) {
-	for name, opts := range map[string][]connect.ClientOption{"connect": nil, "grpc": {connect.WithGRPC()}} {
+	for name, tc := range map[string]struct {
+		opts          []connect.ClientOption
+		header, value string
+	}{
+		"connect":  {nil, connectTimeout, "2000"},
+		"grpc":     {[]connect.ClientOption{connect.WithGRPC()}, grpcTimeout, "2S"},
+		"grpc-web": {[]connect.ClientOption{connect.WithGRPCWeb()}, grpcTimeout, "2000m"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, opts...)
-			ctx, cancel := context.WithTimeout(testenv.Context(t), 3*time.Second)
+			r := newRig(t, tc.opts...)
+			ctx, cancel := context.WithCancel(context.WithoutCancel(testenv.Context(t)))
 			defer cancel()
-			stream, err := r.client.Start(ctx, connect.NewRequest(sh("echo partial; sleep 1000")))
+			req := connect.NewRequest(sh("echo partial; sleep 1000"))
+			req.Header().Set(tc.header, tc.value)
+			stream, err := r.client.Start(ctx, req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -161,6 +171,27 @@ func TestRequestDeadlineIsTheProgramsLimit(t *testing.T) {
 				t.Errorf("%q, %v, %v", s.out.String(), s.end, stream.Err())
 			}
 		})
+	}
+}
+
+func TestWhatIsLeftOfTheDeadline(t *testing.T) {
+	for value, want := range map[string]bool{"0": false, "60000": true} {
+		var left time.Duration
+		inner := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			left = limitFrom(r.Context())
+			if r.Header.Get(connectTimeout) != "" {
+				t.Error("connect would still see the header")
+			}
+		})
+		req := httptest.NewRequest(http.MethodPost, processpbconnect.ProcessStartProcedure, nil)
+		req.Header.Set(connectTimeout, value)
+		liftDeadline(inner).ServeHTTP(httptest.NewRecorder(), req)
+		if want != (left > 0 && left <= 59500*time.Millisecond) || (!want && left != 0) {
+			t.Errorf("%s ms: %v left", value, left)
+		}
+	}
+	if got := early(time.Second); got != 900*time.Millisecond {
+		t.Errorf("a second becomes %v", got)
 	}
 }
 
