@@ -1,0 +1,90 @@
+package lifecycle
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hutch-run/hutch/internal/sandbox"
+)
+
+// begin notes a use, in the driver's turn. The returned done ends it.
+func (b *box) begin() (done func()) {
+	b.mu.Lock()
+	b.inFlight++
+	b.mu.Unlock()
+	return sync.OnceFunc(func() {
+		// Paused guests do nothing, so a call that ends then was over before.
+		paused := b.pub.Load().rec.State == sandbox.Paused
+		b.mu.Lock()
+		b.inFlight--
+		if !paused {
+			b.activeAt = time.Now()
+		}
+		b.mu.Unlock()
+		b.wake()
+	})
+}
+
+// active counts as activity now.
+func (b *box) active() {
+	b.mu.Lock()
+	b.activeAt = time.Now()
+	b.mu.Unlock()
+}
+
+func (b *box) lastActive() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.activeAt
+}
+
+// deadline returns when the sandbox has been inactive for too long. ok is
+// false when it is active or has all the time in the world.
+func (b *box) deadline() (at time.Time, ok bool) {
+	if b.rec.Spec.Timeout <= 0 {
+		return at, false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.rec.State == sandbox.Running && b.inFlight == 0, b.rec.State == sandbox.Paused:
+		return b.activeAt.Add(b.rec.Spec.Timeout), true
+	}
+	return at, false
+}
+
+// untilNext returns how long the driver may sleep when nothing happens.
+func (b *box) untilNext() time.Duration {
+	const forEver = 1000 * time.Hour
+	wait := forEver
+	if at, ok := b.deadline(); ok {
+		wait = min(wait, time.Until(at))
+	}
+	switch {
+	case b.unsaved:
+		wait = min(wait, time.Until(b.savedAt.Add(retryEvery)))
+	case !b.lastActive().Equal(b.savedAct):
+		wait = min(wait, time.Until(b.savedAt.Add(persistEvery)))
+	}
+	return max(wait, 0)
+}
+
+// onTimer does what is due. No use can begin between the look at the deadline
+// and the destroy: both are in the driver's turn.
+func (b *box) onTimer() {
+	if at, ok := b.deadline(); ok && !time.Now().Before(at) {
+		b.askDestroy(sandbox.ByTTL, fmt.Sprintf("inactive for %s", b.rec.Spec.Timeout))
+		return
+	}
+	due := persistEvery
+	if b.unsaved {
+		due = retryEvery
+	}
+	if (b.unsaved || !b.lastActive().Equal(b.savedAct)) && !time.Now().Before(b.savedAt.Add(due)) {
+		if err := b.save(); err != nil {
+			b.log.Debug("record can't be written, will try again", slog.Any("error", err))
+		}
+	}
+}

@@ -1,0 +1,315 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/guestconn"
+	"github.com/hutch-run/hutch/internal/host/kernel"
+	"github.com/hutch-run/hutch/internal/host/network"
+	"github.com/hutch-run/hutch/internal/host/vmm"
+	"github.com/hutch-run/hutch/internal/sandbox"
+	"github.com/hutch-run/hutch/internal/undo"
+)
+
+// The serials by which a guest finds its disks.
+const (
+	rootDisk    = "root"
+	modulesDisk = "modules"
+	dataDisk    = "data"
+)
+
+// boot is one attempt to bring a sandbox up.
+type boot struct {
+	*box
+	op     string // "create" or "resume", for names of steps
+	image  string // path
+	kernel kernel.Pack
+	turn   *turn
+	slot   network.Slot
+	synced chan error // result of the data disk's sync; nil: none
+	undos  undo.Stack
+	stages []sandbox.Stage
+}
+
+type step struct {
+	name string
+	do   func(context.Context) error
+}
+
+// createSteps make a new sandbox.
+func (o *boot) createSteps() []step {
+	return []step{
+		{"record", o.writeFirst},
+		{"queue", o.waitForTurn},
+		{"disk", o.makeDisk},
+		{"slot", o.takeSlot},
+		{"launch", o.launch},
+		{"hello", o.waitForHello},
+		{"configure", o.configure},
+		{"running", o.becomeRunning},
+	}
+}
+
+// rebootSteps bring up a sandbox from the disk it has.
+func (o *boot) rebootSteps() []step {
+	return []step{
+		{"record", o.writePending},
+		{"queue", o.waitForTurn},
+		{"slot", o.takeSlot},
+		{"launch", o.launch},
+		{"hello", o.waitForHello},
+		{"configure", o.configure},
+		{"running", o.becomeRunning},
+	}
+}
+
+// run does the steps. When one fails it takes back what they acquired, all
+// but the record, and returns the failure and what could not be taken back.
+func (o *boot) run(steps []step) (failed, left error) {
+	defer o.turn.end()
+	ctx, cancel := context.WithCancelCause(o.life)
+	defer cancel(nil)
+	stop := context.AfterFunc(o.m.closing, func() { cancel(context.Cause(o.m.closing)) })
+	defer stop()
+	for _, s := range steps {
+		began := time.Now()
+		err := context.Cause(ctx)
+		if err == nil {
+			err = o.at(ctx, o.op+" "+s.name)
+		}
+		if err == nil {
+			err = s.do(ctx)
+		}
+		if err != nil {
+			// A step that was cancelled may not know by what.
+			if asked := (cancelCause{}); errors.As(context.Cause(ctx), &asked) {
+				err = asked
+			}
+			o.log.Info("start failed", slog.String("step", s.name), slog.Any("error", err))
+			return fmt.Errorf("%s sandbox %s: %w", o.op, o.id, err), o.undos.Run(ctx)
+		}
+		o.stages = append(o.stages, sandbox.Stage{Name: s.name, Took: time.Since(began)})
+	}
+	o.undos.Release()
+	o.grant.booted()
+	return nil, nil
+}
+
+// writeFirst writes the record before anything else is there. No undo here:
+// the record goes last, when all else was taken back.
+func (o *boot) writeFirst(context.Context) error {
+	if err := o.m.p.Records.Create(o.rec); err != nil {
+		return err
+	}
+	o.savedAt, o.savedAct = time.Now(), o.rec.ActiveAt
+	o.show("")
+	return nil
+}
+
+// writePending says in the record that the sandbox boots again.
+func (o *boot) writePending(context.Context) error {
+	return o.commit(change{to: sandbox.Pending, cause: sandbox.ByUser, must: true})
+}
+
+func (o *boot) waitForTurn(ctx context.Context) error { return o.turn.wait(ctx) }
+
+// makeDisk makes the data disk, and has it synced while the guest boots. The
+// disk needs no undo: it goes with the sandbox's directory.
+func (o *boot) makeDisk(ctx context.Context) error {
+	path := o.m.p.Records.DataDisk(o.id)
+	if err := o.m.p.Disks.Create(ctx, path, o.rec.Spec.DiskMB); err != nil {
+		return err
+	}
+	o.synced = make(chan error, 1)
+	o.m.wg.Go(func() { o.synced <- o.m.p.Disks.Sync(path) })
+	o.undos.Add("disk sync", func(context.Context) error {
+		if o.synced != nil {
+			<-o.synced // its result is of no use any more
+		}
+		o.synced = nil
+		return nil
+	})
+	return nil
+}
+
+func (o *boot) takeSlot(ctx context.Context) error {
+	slot, err := o.m.p.Slots.Acquire(ctx, o.rec.Spec.Network)
+	if err != nil {
+		return fmt.Errorf("take network slot: %w", err)
+	}
+	o.slot, o.rec.Slot, o.rec.HostIP = slot, slot.Index, slot.HostIP.String()
+	o.undos.Add("network slot", o.freeSlot)
+	return nil
+}
+
+// launch starts the VM and writes down which process it is.
+func (o *boot) launch(ctx context.Context) error {
+	dir := o.runDir()
+	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	if err := os.RemoveAll(dir); err != nil { // of a life that ended badly
+		return fmt.Errorf("clear run directory: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	o.undos.Add("run directory", o.dropRunDir)
+	tap, err := o.m.p.Slots.OpenTap(ctx, o.slot)
+	if err != nil {
+		return fmt.Errorf("open tap: %w", err)
+	}
+	defer tap.Close()
+	o.rec.KernelID = o.kernel.ID
+	spec := o.vmSpec(o.image, o.kernel, o.slot.Netns)
+	spec.NIC = &vmm.NIC{Tap: tap, MAC: network.GuestMAC}
+	vm, err := o.m.p.Driver.Launch(ctx, spec)
+	if err != nil {
+		return fmt.Errorf("launch VM: %w", err)
+	}
+	machine := vm.Machine()
+	o.vm, o.rec.Machine = vm, &machine
+	o.undos.Add("VM", o.killVM)
+	err = o.save()
+	o.publish()
+	return err
+}
+
+// waitForHello waits for the guest agent. When it does not come, the error
+// tells how the VMM ended, or the console's last words.
+func (o *boot) waitForHello(ctx context.Context) error {
+	o.guest = o.m.p.Connect(o.vm, o.log)
+	o.undos.Add("guest connection", o.dropGuest)
+	ctx, cancel := context.WithTimeoutCause(ctx, o.m.p.ReadyTimeout, errSlow)
+	defer cancel()
+	ctx, stop := whileAlive(ctx, o.vm)
+	defer stop()
+	hello, err := o.guest.Ready(ctx)
+	if err != nil {
+		return o.explain(ctx, "wait for guest agent", err)
+	}
+	o.rec.AgentVersion = printable(hello.AgentVersion, 128)
+	return nil
+}
+
+func (o *boot) configure(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, o.m.p.ReadyTimeout, errSlow)
+	defer cancel()
+	ctx, stop := whileAlive(ctx, o.vm)
+	defer stop()
+	facts, err := o.guest.Configure(ctx, o.guestConfig())
+	if err != nil {
+		return o.explain(ctx, "configure guest", err)
+	}
+	for _, w := range facts.Warnings[:min(len(facts.Warnings), 20)] {
+		o.log.Warn("guest configured with a warning", slog.String("warning", printable(w, 300)))
+	}
+	o.rec.AgentVersion = printable(orElse(facts.AgentVersion, o.rec.AgentVersion), 128)
+	o.rec.KernelVersion = printable(facts.KernelVersion, 256)
+	o.rec.BootID = printable(facts.BootID, 64)
+	return nil
+}
+
+// becomeRunning makes the sandbox one that survives a restart of hutchd.
+func (o *boot) becomeRunning(ctx context.Context) error {
+	if o.synced != nil {
+		select {
+		case err := <-o.synced:
+			o.synced = nil
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	o.active()
+	o.rec.Boots++
+	o.rec.Stages = o.stages
+	err := o.commit(change{to: sandbox.Running, cause: sandbox.ByUser, must: true})
+	if err != nil {
+		o.rec.Boots--
+		return err
+	}
+	o.startClock()
+	return nil
+}
+
+var errSlow = errors.New("it did not answer in time")
+
+// explain says why a guest could not be talked to.
+func (o *boot) explain(ctx context.Context, act string, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	select {
+	case <-o.vm.Done():
+		return fault.New(fault.Unavailable, "%s: %w", act, vmDied{o.vm.Exit()})
+	default:
+	}
+	words := orElse(lastWords(o.m.p.Records.ConsoleLog(o.id)), "(nothing)")
+	return fault.New(fault.Unavailable, "%s: %w; its console's last words: %s", act, err, words)
+}
+
+// whileAlive returns a context that ends when the VMM does. stop must be
+// called.
+func whileAlive(ctx context.Context, vm vmm.VM) (alive context.Context, stop func()) {
+	alive, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() { // ends with stop, which waits for it
+		defer close(watched)
+		select {
+		case <-vm.Done():
+			cancel(vmDied{vm.Exit()})
+		case <-alive.Done():
+		}
+	}()
+	return alive, func() { cancel(nil); <-watched }
+}
+
+// exitReason tells how a VMM ended, for people.
+func exitReason(e vmm.Exit) string {
+	if e.Detail == "" {
+		return string(e.Reason)
+	}
+	return string(e.Reason) + ": " + printable(e.Detail, 1024)
+}
+
+func (b *box) runDir() string {
+	return filepath.Join(b.m.sandboxRunDir(), string(b.id))
+}
+
+// vmSpec describes the sandbox's machine, without its network interface.
+func (b *box) vmSpec(image string, k kernel.Pack, netns string) vmm.Spec {
+	r := b.m.p.Records
+	return vmm.Spec{
+		ID: b.id, VCPUs: b.rec.Spec.VCPUs, MemoryMB: b.rec.Spec.MemoryMB,
+		Kernel: k.Kernel, Initrd: k.Initrd, Cmdline: b.m.p.Cmdline,
+		Disks: []vmm.Disk{
+			{Serial: rootDisk, Path: image, ReadOnly: true},
+			{Serial: modulesDisk, Path: k.Modules, ReadOnly: true},
+			{Serial: dataDisk, Path: r.DataDisk(b.id), Discard: true},
+		},
+		Netns: netns, Dir: b.runDir(), ConsoleLog: r.ConsoleLog(b.id), VMMLog: r.VMMLog(b.id),
+		UID: b.m.p.UIDBase + b.rec.Slot,
+	}
+}
+
+func (b *box) guestConfig() guestconn.Config {
+	env := make(map[string]string, len(b.rec.Env)+len(b.rec.Spec.DefaultEnv))
+	maps.Copy(env, b.rec.Env)
+	maps.Copy(env, b.rec.Spec.DefaultEnv)
+	return guestconn.Config{
+		ID: string(b.id), MachineID: b.rec.MachineID,
+		Address: network.GuestAddr, Gateway: network.GatewayIP, DNS: b.m.p.DNS, MTU: network.MTU,
+		Env: env, DefaultUser: orElse(b.rec.Spec.DefaultUser, b.rec.User), DefaultCwd: b.rec.Cwd,
+	}
+}

@@ -1,0 +1,79 @@
+package lifecycle
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/hutch-run/hutch/internal/host/guestconn"
+	"github.com/hutch-run/hutch/internal/sandbox"
+)
+
+// A guest is told the time when its clock sync starts, after each resume, and
+// every syncLeast to twice that, at random so that guests spread.
+const (
+	syncLeast   = 30 * time.Second
+	syncTimeout = 10 * time.Second
+)
+
+// clockSync keeps telling one guest the time. It is no activity.
+type clockSync struct {
+	now    chan struct{} // asks for a sync at once
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// startClock starts telling the guest the time.
+func (b *box) startClock() {
+	ctx, cancel := context.WithCancel(b.m.life)
+	c := &clockSync{now: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{})}
+	b.clock = c
+	guest := b.guest
+	b.m.wg.Go(func() {
+		defer close(c.done)
+		b.keepTime(ctx, c, guest)
+	})
+}
+
+func (b *box) keepTime(ctx context.Context, c *clockSync, guest guestconn.Guest) {
+	for {
+		if b.pub.Load().rec.State == sandbox.Running {
+			once, cancel := context.WithTimeout(ctx, syncTimeout)
+			err := guest.SyncClock(once)
+			cancel()
+			if err != nil && ctx.Err() == nil {
+				b.log.Debug("guest was not told the time", slog.Any("error", err))
+			}
+		}
+		timer := time.NewTimer(syncLeast + rand.N(syncLeast))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-c.now:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// soon has the guest told the time at once. c may be nil.
+func (c *clockSync) soon() {
+	if c == nil {
+		return
+	}
+	select {
+	case c.now <- struct{}{}:
+	default: // it will be
+	}
+}
+
+// stop ends it and waits for that. c may be nil.
+func (c *clockSync) stop() {
+	if c == nil {
+		return
+	}
+	c.cancel()
+	<-c.done
+}

@@ -1,0 +1,382 @@
+package lifecycle
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/guestconn"
+	"github.com/hutch-run/hutch/internal/host/template"
+	"github.com/hutch-run/hutch/internal/sandbox"
+)
+
+// Create implements Sandboxes.
+func (m *Manager) Create(ctx context.Context, id sandbox.ID, spec sandbox.Spec) (View, error) {
+	if id == "" {
+		id = sandbox.NewID()
+	} else if _, err := sandbox.ParseID(string(id)); err != nil {
+		return View{}, fault.BadField("sandbox_id", "%v", err)
+	}
+	for {
+		if err := context.Cause(ctx); err != nil {
+			return View{}, err
+		}
+		b, again, err := m.createOrJoin(id, spec)
+		if err != nil {
+			return View{}, err
+		}
+		if again {
+			if err := b.waitGone(ctx); err != nil {
+				return View{}, err
+			}
+			continue
+		}
+		select {
+		case <-b.made:
+		case <-ctx.Done():
+			return View{}, context.Cause(ctx)
+		}
+		if b.makeErr != nil {
+			return View{}, b.makeErr
+		}
+		return b.view(), nil
+	}
+}
+
+// createOrJoin starts a new sandbox, or finds the one that the same request
+// made before. again says that one of that id is on its way out.
+func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again bool, err error) {
+	t, image, err := m.resolve(spec)
+	if err != nil {
+		// A repeated request must find its sandbox when the template is gone.
+		if b := m.lookup(id); b != nil && same(fillFrom(spec, b.pub.Load().rec.Spec), b.pub.Load().rec.Spec) {
+			return m.join(b, b.pub.Load().rec.Spec)
+		}
+		return nil, false, err
+	}
+	spec, err = validate(complete(spec, t), m.p.Driver.Caps().MaxVCPUs)
+	if err != nil {
+		return nil, false, err
+	}
+	if b := m.lookup(id); b != nil {
+		return m.join(b, spec)
+	}
+	pack, err := m.p.Kernel()
+	if err != nil {
+		return nil, false, fmt.Errorf("find kernel: %w", err)
+	}
+	rec := newRecord(id, spec, t)
+	grant, turn, err := m.admission.admit(spec.MemoryMB, true)
+	if err != nil {
+		return nil, false, err
+	}
+	b, isNew, err := m.enter(rec, grant, func(b *box) func() {
+		o := &boot{box: b, op: "create", image: image, kernel: pack, turn: turn}
+		return func() { b.create(o) }
+	})
+	if err != nil || !isNew {
+		turn.end()
+		grant.release()
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	if !isNew {
+		return m.join(b, spec)
+	}
+	return b, false, nil
+}
+
+// enter adds a sandbox and starts its driver, unless there is one of that id.
+func (m *Manager) enter(rec sandbox.Record, g *grant, first func(*box) func()) (b *box, isNew bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.openLocked(); err != nil {
+		return nil, false, err
+	}
+	if b := m.boxes[rec.ID]; b != nil {
+		return b, false, nil
+	}
+	if q, ok := m.quarantined[rec.ID]; ok {
+		return nil, false, fault.As(fault.Exists, quarantineErr(q))
+	}
+	if most := m.p.Limits.MaxSandboxes; most > 0 && len(m.boxes) >= most {
+		return nil, false, fault.New(fault.Exhausted, "there are %d sandboxes and no more are allowed; destroy one or try later", len(m.boxes))
+	}
+	b = m.newBox(rec)
+	b.grant = g
+	m.boxes[rec.ID] = b
+	work := first(b)
+	m.wg.Go(func() { b.drive(work) })
+	return b, true, nil
+}
+
+// join checks that a request is the one that made b.
+func (m *Manager) join(b *box, spec sandbox.Spec) (_ *box, again bool, err error) {
+	rec := b.pub.Load().rec
+	switch {
+	case rec.State == sandbox.Destroying || rec.State == sandbox.Gone:
+		return b, true, nil
+	case !same(spec, rec.Spec):
+		return nil, false, fault.New(fault.Exists, "sandbox %s exists and was made by another request", b.id)
+	case rec.State == sandbox.Broken:
+		return nil, false, denied(b.id, "sandbox is broken; destroy it, which tries the failed clean-up again")
+	}
+	return b, false, nil
+}
+
+func (m *Manager) lookup(id sandbox.ID) *box {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.boxes[id]
+}
+
+func (m *Manager) resolve(spec sandbox.Spec) (template.Template, string, error) {
+	name := orElse(spec.Template, sandbox.DefaultTemplate)
+	t, image, err := m.p.Templates.Resolve(name)
+	if err != nil {
+		return t, "", fmt.Errorf("find template %s: %w", name, err)
+	}
+	return t, image, nil
+}
+
+// fillFrom fills in what a spec leaves open from another one.
+func fillFrom(s, from sandbox.Spec) sandbox.Spec {
+	s.Template = orElse(s.Template, sandbox.DefaultTemplate)
+	s.VCPUs = orElse(s.VCPUs, from.VCPUs)
+	s.MemoryMB = orElse(s.MemoryMB, from.MemoryMB)
+	s = s.WithDefaults()
+	if p, err := normal(s.Network); err == nil {
+		s.Network = p
+	}
+	return s
+}
+
+func newRecord(id sandbox.ID, spec sandbox.Spec, t template.Template) sandbox.Record {
+	var machineID [16]byte
+	rand.Read(machineID[:]) // never fails, see crypto/rand
+	now := time.Now()
+	return sandbox.Record{
+		Version: sandbox.RecordVersion, ID: id, Spec: spec,
+		State: sandbox.Pending, Cause: sandbox.ByUser,
+		CreatedAt: now, ChangedAt: now, ActiveAt: now,
+		ImageDigest: t.ImageDigest, Env: ownMap(t.Env), User: t.User, Cwd: t.Cwd,
+		MachineID: hex.EncodeToString(machineID[:]),
+	}
+}
+
+// waitGone waits until a sandbox that is on its way out is gone, or stays.
+func (b *box) waitGone(ctx context.Context) error {
+	for {
+		p := b.pub.Load()
+		if p.rec.State == sandbox.Gone {
+			// Its driver is done with it, and with the list of sandboxes.
+			select {
+			case <-b.ended:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if p.rec.State != sandbox.Destroying {
+			return nil
+		}
+		if err := b.await(ctx, p); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+}
+
+// create is the driver's first work for a new sandbox.
+func (b *box) create(o *boot) {
+	failed, left := o.run(o.createSteps())
+	if failed == nil {
+		return
+	}
+	b.makeErr = failed
+	if left == nil {
+		left = b.m.p.Records.Remove(b.id)
+	}
+	if left != nil {
+		b.makeErr = fmt.Errorf("%w (and not all could be taken back, destroy it: %w)", failed, left)
+		b.breakDown(b.causeOf(failed), b.makeErr)
+		return
+	}
+	told := len(o.stages) > 0
+	b.vanish(b.causeOf(failed), reasonOf(failed), told)
+}
+
+// causeOf tells who made a start fail.
+func (b *box) causeOf(err error) sandbox.Cause {
+	if a := b.destroyAsked(); a != nil {
+		return a.cause
+	}
+	if errors.As(err, &vmDied{}) {
+		return sandbox.ByCrash
+	}
+	return sandbox.ByHost
+}
+
+func reasonOf(err error) string { return printable(err.Error(), 2048) }
+
+// Pause implements Sandboxes.
+func (m *Manager) Pause(ctx context.Context, id sandbox.ID) error {
+	b, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	return b.ask(ctx, sandbox.Pause, false, b.pause)
+}
+
+func (b *box) pause() error {
+	ctx, cancel := b.op()
+	defer cancel()
+	if err := b.at(ctx, "pause"); err != nil {
+		return err
+	}
+	if err := b.vm.Pause(ctx); err != nil {
+		return b.unsure(fmt.Errorf("pause sandbox %s: %w", b.id, err))
+	}
+	// What is in flight stands still from here on.
+	b.mu.Lock()
+	if b.inFlight > 0 {
+		b.activeAt = time.Now()
+	}
+	b.mu.Unlock()
+	return b.commit(change{to: sandbox.Paused, cause: sandbox.ByUser})
+}
+
+// unsure is for a pause or resume that failed: the VMM is asked which it is
+// now, and err is returned.
+func (b *box) unsure(err error) error {
+	ctx, cancel := b.op()
+	defer cancel()
+	running, askErr := b.vm.Running(ctx)
+	if askErr != nil {
+		return errors.Join(err, askErr)
+	}
+	if running == (b.rec.State == sandbox.Running) {
+		return err
+	}
+	to := sandbox.Paused
+	if running {
+		to = sandbox.Running
+	}
+	return errors.Join(err, b.commit(change{to: to, cause: sandbox.ByHost, reason: reasonOf(err)}))
+}
+
+// Resume implements Sandboxes. What has no memory any more boots again from
+// its disk.
+func (m *Manager) Resume(ctx context.Context, id sandbox.ID) error {
+	b, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	return b.ask(ctx, sandbox.Resume, false, b.resume)
+}
+
+func (b *box) resume() error {
+	switch b.rec.State {
+	case sandbox.Paused:
+		return b.unpause()
+	case sandbox.Stopped, sandbox.Failed:
+		return b.reboot()
+	case sandbox.Hibernated:
+		return fault.New(fault.Unimplemented, "sandbox %s is hibernated, which this hutchd can't restore", b.id)
+	case sandbox.Pending, sandbox.Running, sandbox.Broken, sandbox.Destroying, sandbox.Gone:
+	}
+	return fault.New(fault.Internal, "sandbox %s can't be resumed while %s", b.id, b.rec.State)
+}
+
+func (b *box) unpause() error {
+	ctx, cancel := b.op()
+	defer cancel()
+	if err := b.at(ctx, "unpause"); err != nil {
+		return err
+	}
+	if err := b.vm.Resume(ctx); err != nil {
+		return b.unsure(fmt.Errorf("resume sandbox %s: %w", b.id, err))
+	}
+	b.active()
+	err := b.commit(change{to: sandbox.Running, cause: sandbox.ByUser})
+	b.clock.soon()
+	return err
+}
+
+// reboot boots a sandbox again. When that fails it is where it was before,
+// with its disk, but in error.
+func (b *box) reboot() error {
+	image, err := b.m.p.Templates.Image(b.rec.ImageDigest)
+	if err != nil {
+		return fmt.Errorf("resume sandbox %s: find its image: %w", b.id, err)
+	}
+	pack, err := b.m.p.Kernel()
+	if err != nil {
+		return fmt.Errorf("resume sandbox %s: find kernel: %w", b.id, err)
+	}
+	grant, turn, err := b.m.admission.admit(b.rec.Spec.MemoryMB, false)
+	if err != nil {
+		return err
+	}
+	b.grant = grant
+	o := &boot{box: b, op: "resume", image: image, kernel: pack, turn: turn}
+	failed, left := o.run(o.rebootSteps())
+	switch {
+	case failed == nil:
+		return nil
+	case left != nil:
+		err := fmt.Errorf("%w (and not all could be taken back, destroy it: %w)", failed, left)
+		b.breakDown(b.causeOf(failed), err)
+		return err
+	}
+	b.grant.release()
+	b.grant = nil
+	if len(o.stages) > 0 { // else it never left the state it is in
+		err = b.commit(change{to: sandbox.Failed, cause: b.causeOf(failed), reason: reasonOf(failed)})
+	}
+	return errors.Join(failed, err)
+}
+
+// Hibernate writes a sandbox's memory to disk and frees it. This version can't.
+func (m *Manager) Hibernate(ctx context.Context, id sandbox.ID) error {
+	b, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	return b.ask(ctx, sandbox.Hibernate, false, func() error {
+		return fault.New(fault.Unimplemented, "this hutchd can't hibernate sandboxes; pause keeps them in memory")
+	})
+}
+
+// Use implements Sandboxes.
+func (m *Manager) Use(ctx context.Context, id sandbox.ID) (g guestconn.Guest, done func(), err error) {
+	b, err := m.find(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = b.ask(ctx, sandbox.Use, true, func() error {
+		g, done = b.guest, b.begin()
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return g, done, nil
+}
+
+// KeepAlive implements Sandboxes. A sandbox that can't be used can't be kept
+// alive either.
+func (m *Manager) KeepAlive(ctx context.Context, id sandbox.ID) error {
+	b, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	return b.ask(ctx, sandbox.Use, true, func() error {
+		b.active()
+		return nil
+	})
+}

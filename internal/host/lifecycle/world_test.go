@@ -1,0 +1,654 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/guestconn"
+	"github.com/hutch-run/hutch/internal/host/kernel"
+	"github.com/hutch-run/hutch/internal/host/network"
+	"github.com/hutch-run/hutch/internal/host/store"
+	"github.com/hutch-run/hutch/internal/host/template"
+	"github.com/hutch-run/hutch/internal/host/vmm"
+	"github.com/hutch-run/hutch/internal/sandbox"
+)
+
+var (
+	errKilled   = errors.New("this hutchd was killed")
+	errInjected = errors.New("injected failure")
+)
+
+// world is a host: what is in it outlives every hutchd.
+type world struct {
+	root, run string
+
+	mu       sync.Mutex
+	bootID   string
+	nextPID  int
+	vms      map[int]*machine // alive, by pid
+	launched int
+	slots    map[int]bool
+	policies map[int]sandbox.Policy
+	events   []sandbox.Event
+	changed  chan struct{}
+	silent   bool // guests don't say hello
+	deaf     bool // guests don't shut down
+	capacity Capacity
+}
+
+// machine is a VM of the world.
+type machine struct {
+	w       *world
+	spec    vmm.Spec
+	ident   sandbox.Machine
+	running bool // guarded by w.mu
+	exit    vmm.Exit
+	done    chan struct{}
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	// Records are synced: in memory that costs nothing.
+	base, err := os.MkdirTemp("/dev/shm", "hutch-lifecycle-")
+	if err != nil {
+		base = t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	return &world{
+		root: filepath.Join(base, "root"), run: filepath.Join(base, "run"), bootID: "boot-1", nextPID: 100,
+		vms: map[int]*machine{}, slots: map[int]bool{}, policies: map[int]sandbox.Policy{}, changed: make(chan struct{}),
+		capacity: Capacity{MemoryMB: 1 << 20, DiskMB: 1 << 20},
+	}
+}
+
+func (w *world) end(vm *machine, e vmm.Exit) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.vms[vm.ident.Process.PID] != vm {
+		return
+	}
+	delete(w.vms, vm.ident.Process.PID)
+	vm.exit = e
+	close(vm.done)
+}
+
+// vm returns the only VM of a sandbox.
+func (w *world) vm(t testing.TB, id sandbox.ID) *machine {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var found []*machine
+	for _, vm := range w.vms {
+		if vm.spec.ID == id {
+			found = append(found, vm)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("sandbox %s has %d VMs, want one", id, len(found))
+	}
+	return found[0]
+}
+
+// reboot is a restart of the host.
+func (w *world) reboot() {
+	w.mu.Lock()
+	vms := w.vms
+	w.vms, w.slots, w.bootID = map[int]*machine{}, map[int]bool{}, w.bootID+"+"
+	w.mu.Unlock()
+	for _, vm := range vms {
+		close(vm.done)
+	}
+	os.RemoveAll(w.run)
+}
+
+func (w *world) told() []sandbox.Event {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.events)
+}
+
+// story is what was told of a sandbox, as "state/cause".
+func (w *world) story(id sandbox.ID) []string {
+	var s []string
+	for _, e := range w.told() {
+		if e.ID == id {
+			s = append(s, string(e.State)+"/"+string(e.Cause))
+		}
+	}
+	return s
+}
+
+// checkEmpty fails the test when anything of a sandbox is left.
+func (w *world) checkEmpty(t testing.TB) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for pid, vm := range w.vms {
+		t.Errorf("VM %d of %s is left", pid, vm.spec.ID)
+	}
+	for slot := range w.slots {
+		t.Errorf("network slot %d is left", slot)
+	}
+	for _, dir := range []string{filepath.Join(w.root, "sandboxes"), filepath.Join(w.run, "sandboxes")} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+		for _, e := range entries {
+			t.Errorf("%s is left", filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+// checkWhole fails the test unless what the world holds is just what the
+// sandboxes in views need.
+func (w *world) checkWhole(t testing.TB, views []View) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	slots, pids := map[int]bool{}, map[int]bool{}
+	for _, v := range views {
+		if has := v.Machine != nil; has != (v.State == sandbox.Running || v.State == sandbox.Paused) {
+			t.Errorf("%s is %s and has VM: %v", v.ID, v.State, has)
+		}
+		if v.Machine != nil {
+			pids[v.Pid] = true
+			slots[v.Slot] = true
+			if w.vms[v.Pid] == nil || !w.slots[v.Slot] {
+				t.Errorf("%s lacks its VM %d or its slot %d", v.ID, v.Pid, v.Slot)
+			}
+		}
+		if _, err := os.Stat(filepath.Join(w.root, "sandboxes", string(v.ID), "data.img")); err != nil {
+			t.Errorf("%s lacks its disk: %v", v.ID, err)
+		}
+	}
+	for pid, vm := range w.vms {
+		if !pids[pid] {
+			t.Errorf("VM %d of %s is nobody's", pid, vm.spec.ID)
+		}
+	}
+	for slot := range w.slots {
+		if !slots[slot] {
+			t.Errorf("network slot %d is nobody's", slot)
+		}
+	}
+	for _, dir := range []string{filepath.Join(w.root, "sandboxes"), filepath.Join(w.run, "sandboxes")} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			i := slices.IndexFunc(views, func(v View) bool { return string(v.ID) == e.Name() })
+			if i < 0 || strings.HasPrefix(dir, w.run) && views[i].Machine == nil {
+				t.Errorf("%s is nobody's", filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+}
+
+// session is the world as one hutchd has it. When that is killed, nothing it
+// does has an effect any more.
+type session struct {
+	w     *world
+	store *store.Store
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	dead   bool
+	calls  int
+	names  []string
+	faults func(n int, name string) (before, after error)
+	ours   map[int]bool          // slots this hutchd knows to be taken
+	gates  map[string]chan error // calls that wait for a word
+}
+
+func (w *world) session(t testing.TB) *session {
+	t.Helper()
+	s, err := store.Open(w.root, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	if testing.Verbose() {
+		log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return &session{w: w, store: s, log: log, ours: map[int]bool{}, gates: map[string]chan error{}}
+}
+
+// kill plays a SIGKILL of the hutchd that has the session.
+func (s *session) kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dead = true
+}
+
+// do is one call to the host.
+func (s *session) do(name string, f func() error) error {
+	s.mu.Lock()
+	n := s.calls
+	s.calls++
+	s.names = append(s.names, name)
+	var before, after error
+	if s.faults != nil {
+		before, after = s.faults(n, name)
+	}
+	if before == errKilled {
+		s.dead = true
+	}
+	if s.dead {
+		before = errKilled
+	}
+	s.mu.Unlock()
+	if before != nil {
+		return before
+	}
+	err := f()
+	if after != nil {
+		if after == errKilled {
+			s.kill()
+		}
+		return after
+	}
+	return err
+}
+
+// gate makes calls of that name wait for a word, which is their error.
+func (s *session) gate(name string) chan error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g := make(chan error)
+	s.gates[name] = g
+	return g
+}
+
+// pass waits at a gate if there is one.
+func (s *session) pass(ctx context.Context, name string) error {
+	s.mu.Lock()
+	g := s.gates[name]
+	s.mu.Unlock()
+	if g == nil {
+		return nil
+	}
+	select {
+	case err := <-g:
+		return err
+	case <-ctx.Done():
+		return ctx.Err() // as a callee that knows no causes
+	}
+}
+
+func (s *session) params() Params {
+	return Params{
+		Driver: fakeDriver{s}, Slots: fakeSlots{s}, Records: fakeRecords{s}, Events: fakeEvents{s},
+		Disks: fakeDisks{s}, Templates: fakeTemplates{},
+		Kernel: func() (kernel.Pack, error) {
+			return kernel.Pack{ID: "k1", Kernel: "/k", Initrd: "/i", Modules: "/m"}, nil
+		},
+		Connect:      func(vm vmm.VM, _ *slog.Logger) guestconn.Guest { return newGuest(s, vm.(*fakeVM).m) },
+		ReclaimJails: s.reclaimJails, RunDir: s.w.run, BootID: s.w.bootID, DNS: []string{"192.0.2.53"},
+		Capacity: func() (Capacity, error) {
+			s.w.mu.Lock()
+			defer s.w.mu.Unlock()
+			return s.w.capacity, nil
+		},
+		Log: s.log,
+	}
+}
+
+func (s *session) reclaimJails(_ context.Context, live func(sandbox.ID) bool) error {
+	return s.do("ReclaimJails", func() error {
+		s.w.mu.Lock()
+		var orphans []*machine
+		for _, vm := range s.w.vms {
+			if !live(vm.spec.ID) {
+				orphans = append(orphans, vm)
+			}
+		}
+		s.w.mu.Unlock()
+		for _, vm := range orphans {
+			s.w.end(vm, vmm.Exit{Reason: vmm.Killed})
+		}
+		return nil
+	})
+}
+
+type fakeDriver struct{ s *session }
+
+func (d fakeDriver) Caps() vmm.Caps {
+	return vmm.Caps{Name: "fake", Accel: "none", MaxVCPUs: 8, MemoryOverheadMB: 10}
+}
+
+func (d fakeDriver) Launch(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
+	if err := d.s.pass(ctx, "Launch"); err != nil {
+		return nil, err
+	}
+	var vm *fakeVM
+	err := d.s.do("Launch", func() error {
+		w := d.s.w
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.nextPID++
+		w.launched++
+		m := &machine{w: w, spec: spec, running: true, done: make(chan struct{})}
+		m.ident = sandbox.Machine{Driver: "fake", UID: spec.UID, Process: sandbox.Process{PID: w.nextPID, StartTicks: 1, BootID: w.bootID}}
+		w.vms[w.nextPID] = m
+		vm = &fakeVM{d.s, m}
+		return nil
+	})
+	if err != nil {
+		return nil, err // after the effect: as a hutchd that died then
+	}
+	return vm, nil
+}
+
+func (d fakeDriver) Adopt(_ context.Context, ident sandbox.Machine, spec vmm.Spec) (vmm.VM, error) {
+	var vm *fakeVM
+	err := d.s.do("Adopt", func() error {
+		d.s.w.mu.Lock()
+		defer d.s.w.mu.Unlock()
+		m := d.s.w.vms[ident.Process.PID]
+		if m == nil || m.ident != ident || m.spec.Dir != spec.Dir {
+			return fault.New(fault.NotFound, "no process %d", ident.Process.PID)
+		}
+		vm = &fakeVM{d.s, m}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return vm, nil
+}
+
+type fakeVM struct {
+	s *session
+	m *machine
+}
+
+func (v *fakeVM) Machine() sandbox.Machine { return v.m.ident }
+func (v *fakeVM) Done() <-chan struct{}    { return v.m.done }
+func (v *fakeVM) Exit() vmm.Exit           { return v.m.exit }
+func (v *fakeVM) Close() error             { return v.s.do("VM.Close", func() error { return nil }) }
+
+func (v *fakeVM) DialLink(context.Context) (net.Conn, error) {
+	return nil, errors.New("no link in this world")
+}
+
+func (v *fakeVM) set(ctx context.Context, name string, running bool) error {
+	if err := v.s.pass(ctx, name); err != nil {
+		return err
+	}
+	return v.s.do(name, func() error {
+		v.m.w.mu.Lock()
+		defer v.m.w.mu.Unlock()
+		v.m.running = running
+		return nil
+	})
+}
+
+func (v *fakeVM) Pause(ctx context.Context) error  { return v.set(ctx, "VM.Pause", false) }
+func (v *fakeVM) Resume(ctx context.Context) error { return v.set(ctx, "VM.Resume", true) }
+
+func (v *fakeVM) Running(context.Context) (running bool, err error) {
+	err = v.s.do("VM.Running", func() error {
+		v.m.w.mu.Lock()
+		defer v.m.w.mu.Unlock()
+		running = v.m.running
+		return nil
+	})
+	return running, err
+}
+
+func (v *fakeVM) Kill(ctx context.Context) error {
+	if err := v.s.pass(ctx, "VM.Kill"); err != nil {
+		return err
+	}
+	return v.s.do("VM.Kill", func() error {
+		v.m.w.end(v.m, vmm.Exit{Reason: vmm.Killed})
+		return nil
+	})
+}
+
+type fakeSlots struct{ s *session }
+
+const worldSlots = 200
+
+func slotOf(n int) network.Slot {
+	return network.Slot{Index: n, HostIP: netip.AddrFrom4([4]byte{198, 19, byte(n >> 8), byte(n)}), Netns: fmt.Sprint("/netns/", n)}
+}
+
+func (f fakeSlots) Acquire(ctx context.Context, p sandbox.Policy) (slot network.Slot, err error) {
+	if err := f.s.pass(ctx, "Acquire"); err != nil {
+		return slot, err
+	}
+	err = f.s.do("Acquire", func() error {
+		f.s.w.mu.Lock()
+		defer f.s.w.mu.Unlock()
+		for n := 1; n <= worldSlots; n++ {
+			if !f.s.w.slots[n] {
+				f.s.w.slots[n] = true
+				f.s.ours[n] = true
+				f.s.w.policies[n] = p
+				slot = slotOf(n)
+				return nil
+			}
+		}
+		return fault.New(fault.Exhausted, "no slot")
+	})
+	return slot, err
+}
+
+func (f fakeSlots) OpenTap(context.Context, network.Slot) (tap *os.File, err error) {
+	err = f.s.do("OpenTap", func() error {
+		tap, err = os.Open(os.DevNull)
+		return err
+	})
+	return tap, err
+}
+
+// Release does nothing to slots that this hutchd does not know, as the real
+// one.
+func (f fakeSlots) Release(ctx context.Context, n int) error {
+	if err := f.s.pass(ctx, "Release"); err != nil {
+		return err
+	}
+	return f.s.do("Release", func() error {
+		f.s.w.mu.Lock()
+		defer f.s.w.mu.Unlock()
+		if f.s.ours[n] {
+			delete(f.s.w.slots, n)
+			delete(f.s.ours, n)
+		}
+		return nil
+	})
+}
+
+func (f fakeSlots) Adopt(_ context.Context, n int, p sandbox.Policy) (network.Slot, error) {
+	return slotOf(n), f.s.do("Slots.Adopt", func() error {
+		f.s.w.mu.Lock()
+		defer f.s.w.mu.Unlock()
+		if !f.s.w.slots[n] {
+			return fault.New(fault.NotFound, "no slot %d", n)
+		}
+		f.s.ours[n] = true
+		f.s.w.policies[n] = p
+		return nil
+	})
+}
+
+func (f fakeSlots) Reclaim(_ context.Context, live []int) error {
+	return f.s.do("Reclaim", func() error {
+		f.s.w.mu.Lock()
+		defer f.s.w.mu.Unlock()
+		for n := range f.s.w.slots {
+			if !slices.Contains(live, n) && !f.s.ours[n] {
+				delete(f.s.w.slots, n)
+			}
+		}
+		return nil
+	})
+}
+
+func (f fakeSlots) Stats(context.Context, int) (network.Stats, error) { return network.Stats{}, nil }
+func (f fakeSlots) Usage() (used, total int)                          { return len(f.s.ours), worldSlots }
+
+type fakeRecords struct{ s *session }
+
+func (f fakeRecords) Create(r sandbox.Record) error {
+	return f.s.do("Records.Create", func() error { return f.s.store.Create(r) })
+}
+
+func (f fakeRecords) Put(r sandbox.Record) error {
+	return f.s.do("Records.Put", func() error { return f.s.store.Put(r) })
+}
+
+func (f fakeRecords) Remove(id sandbox.ID) error {
+	return f.s.do("Records.Remove", func() error { return f.s.store.Remove(id) })
+}
+
+func (f fakeRecords) Load() (store.Loaded, error)     { return f.s.store.Load() }
+func (f fakeRecords) DataDisk(id sandbox.ID) string   { return f.s.store.DataDisk(id) }
+func (f fakeRecords) ConsoleLog(id sandbox.ID) string { return f.s.store.ConsoleLog(id) }
+func (f fakeRecords) VMMLog(id sandbox.ID) string     { return f.s.store.VMMLog(id) }
+
+type fakeEvents struct{ s *session }
+
+func (f fakeEvents) Append(e sandbox.Event) sandbox.Event {
+	err := f.s.do("Events.Append", func() error {
+		f.s.w.mu.Lock()
+		defer f.s.w.mu.Unlock()
+		e.Sequence = int64(len(f.s.w.events) + 1)
+		f.s.w.events = append(f.s.w.events, e)
+		return nil
+	})
+	if err != nil {
+		e.Sequence = 0
+	}
+	return e
+}
+
+type fakeDisks struct{ s *session }
+
+func (f fakeDisks) Create(ctx context.Context, path string, sizeMB int) error {
+	if err := f.s.pass(ctx, "Disks.Create"); err != nil {
+		return err
+	}
+	return f.s.do("Disks.Create", func() error { return os.WriteFile(path, []byte(fmt.Sprint(sizeMB)), 0o600) })
+}
+
+func (f fakeDisks) Sync(string) error { return f.s.do("Disks.Sync", func() error { return nil }) }
+
+type fakeTemplates struct{}
+
+func (fakeTemplates) Resolve(name string) (template.Template, string, error) {
+	switch name {
+	case "minimal":
+		return template.Template{Name: name, ImageDigest: "sha256:1", Env: map[string]string{"PATH": "/bin", "A": "template"}, User: "root", Cwd: "/srv"}, "/images/1", nil
+	case "big":
+		return template.Template{Name: name, ImageDigest: "sha256:2", VCPUs: 2, MemoryMB: 1024}, "/images/2", nil
+	}
+	return template.Template{}, "", fault.New(fault.NotFound, "template %s does not exist", name)
+}
+
+func (fakeTemplates) Image(digest string) (string, error) {
+	if !strings.HasPrefix(digest, "sha256:") {
+		return "", fault.New(fault.NotFound, "no image %q", digest)
+	}
+	return "/images/" + strings.TrimPrefix(digest, "sha256:"), nil
+}
+
+// fakeGuest is a connection to the guest of a machine.
+type fakeGuest struct {
+	s      *session
+	m      *machine
+	closed chan struct{}
+	once   sync.Once
+
+	mu     sync.Mutex
+	config guestconn.Config // guarded by mu
+	syncs  []time.Time      // guarded by mu
+}
+
+var _ guestconn.Guest = (*fakeGuest)(nil)
+
+func newGuest(s *session, m *machine) *fakeGuest {
+	return &fakeGuest{s: s, m: m, closed: make(chan struct{})}
+}
+
+func (g *fakeGuest) Ready(ctx context.Context) (guestconn.Hello, error) {
+	if err := g.s.pass(ctx, "Ready"); err != nil {
+		return guestconn.Hello{}, err
+	}
+	g.m.w.mu.Lock()
+	silent := g.m.w.silent
+	g.m.w.mu.Unlock()
+	if silent {
+		select {
+		case <-ctx.Done():
+			return guestconn.Hello{}, ctx.Err()
+		case <-g.closed:
+			return guestconn.Hello{}, net.ErrClosed
+		}
+	}
+	return guestconn.Hello{AgentVersion: "1.2"}, g.s.do("Ready", func() error { return nil })
+}
+
+func (g *fakeGuest) Configure(ctx context.Context, c guestconn.Config) (guestconn.Facts, error) {
+	if err := g.s.pass(ctx, "Configure"); err != nil {
+		return guestconn.Facts{}, err
+	}
+	return guestconn.Facts{AgentVersion: "1.2", KernelVersion: "6.1", BootID: "guest-boot"}, g.s.do("Configure", func() error {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.config = c
+		return nil
+	})
+}
+
+func (g *fakeGuest) SyncClock(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.syncs = append(g.syncs, time.Now())
+	return nil
+}
+
+func (g *fakeGuest) synced() []time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.syncs)
+}
+
+func (g *fakeGuest) Shutdown(_ context.Context, _ time.Duration) error {
+	return g.s.do("Shutdown", func() error {
+		g.m.w.mu.Lock()
+		deaf := g.m.w.deaf || !g.m.running
+		g.m.w.mu.Unlock()
+		if !deaf {
+			g.m.w.end(g.m, vmm.Exit{Reason: vmm.GuestPowerOff})
+		}
+		return nil
+	})
+}
+
+func (g *fakeGuest) Exec(context.Context, guestconn.Exec) (guestconn.Result, error) {
+	return guestconn.Result{}, nil
+}
+func (g *fakeGuest) Memory(context.Context) (used, total uint64, err error) { return 1, 2, nil }
+func (g *fakeGuest) Transport() http.RoundTripper                           { return nil }
+func (g *fakeGuest) DialPort(context.Context, uint16) (net.Conn, error) {
+	return nil, errors.New("no ports in this world")
+}
+
+func (g *fakeGuest) Close() error {
+	g.once.Do(func() { close(g.closed) })
+	return nil
+}
