@@ -231,3 +231,11 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+func TestProgramDropsOneDashDash(t *testing.T) {
+	for _, c := range []struct{ in, want string }{{"-- ls -l", "ls -l"}, {"ls -- -l", "ls -- -l"}, {"-- -- x", "-- x"}, {"", ""}} {
+		if got := strings.Join(program(strings.Fields(c.in)), " "); got != c.want {
+			t.Errorf("%q: %q, want %q", c.in, got, c.want)
+		}
+	}
+}

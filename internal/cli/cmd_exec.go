@@ -21,6 +21,10 @@ func (a *App) execCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			argv := program(args[1:])
+			if len(argv) == 0 {
+				return errors.New("name a program to run")
+			}
 			cl, err := a.client()
 			if err != nil {
 				return err
@@ -29,7 +33,7 @@ func (a *App) execCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return flags.session(args[1:], termEnv(vars, flags.tty)).run(cmd.Context(), a, cl, id)
+			return flags.session(argv, termEnv(vars, flags.tty)).run(cmd.Context(), a, cl, id)
 		},
 	}
 	flags.register(c)

@@ -39,7 +39,7 @@ func (a *App) runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.runOnce(cmd.Context(), cl, req, runOptions{exec: exec, argv: args[1:], keep: keep, timing: timing})
+			return a.runOnce(cmd.Context(), cl, req, runOptions{exec: exec, argv: program(args[1:]), keep: keep, timing: timing})
 		},
 	}
 	create.register(c)

@@ -145,3 +145,12 @@ func termEnv(env map[string]string, tty bool) map[string]string {
 	}
 	return env
 }
+
+// program returns the command line behind a sandbox or template, without the
+// "--" that may set it off.
+func program(args []string) []string {
+	if len(args) > 0 && args[0] == "--" {
+		return args[1:]
+	}
+	return args
+}

@@ -1,15 +1,129 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"net/http"
 	"os"
-	"time"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+
+	"github.com/hutch-run/hutch/internal/guest/account"
+	"github.com/hutch-run/hutch/internal/guest/boot"
+	"github.com/hutch-run/hutch/internal/guest/clock"
+	"github.com/hutch-run/hutch/internal/guest/files"
+	"github.com/hutch-run/hutch/internal/guest/files/filesrpc"
+	"github.com/hutch-run/hutch/internal/guest/identity"
+	"github.com/hutch-run/hutch/internal/guest/power"
+	"github.com/hutch-run/hutch/internal/guest/process"
+	"github.com/hutch-run/hutch/internal/guest/process/processrpc"
+	"github.com/hutch-run/hutch/internal/guest/rpc"
+	"github.com/hutch-run/hutch/internal/guest/sysinfo"
+	"github.com/hutch-run/hutch/internal/link"
+	"github.com/hutch-run/hutch/internal/rpcx"
+	"github.com/hutch-run/hutch/internal/version"
 )
 
+// memoryLimit keeps the server small: a guest may have no more than 128 MiB.
+const memoryLimit = 20 << 20
+
+// Serve runs the server until it breaks, or the machine ends. PID 1 starts it
+// again.
 func Serve() error {
-	b, _ := os.ReadFile("/proc/mounts")
-	up, _ := os.ReadFile("/proc/uptime")
-	fmt.Fprintf(os.Stderr, "SERVE UP uptime %s\n%s\n", up, b)
-	time.Sleep(time.Hour)
+	debug.SetMemoryLimit(memoryLimit)
+	// The console is a slow wire, and the host keeps only its end: what is
+	// ordinary is not told.
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	a := &agent{log: log, accounts: account.NewFiles("/")}
+	if err := a.build(); err != nil {
+		return err
+	}
+	return a.run()
+}
+
+// agent is the server's parts.
+type agent struct {
+	log      *slog.Logger
+	accounts *account.Files
+	clock    *clock.Clock
+	identity *keptIdentity
+	table    *process.Table
+	files    *files.Store
+	power    *power.Power
+}
+
+func (a *agent) build() error {
+	a.clock = clock.New(clock.System(a.log), a.log)
+	a.identity = keepIdentity(identity.New(identity.Params{
+		Kernel: identity.System(), Links: identity.NetlinkLinks(), Clock: a.clock, Log: a.log,
+	}), a.log)
+	var err error
+	if a.table, err = process.New(process.Params{
+		Log: a.log, Accounts: a.accounts, Defaults: a.identity, CgroupRoot: boot.ProcessCgroup,
+	}); err != nil {
+		return err
+	}
+	if a.files, err = files.New(files.Params{Log: a.log, Accounts: a.accounts, Defaults: a.identity}); err != nil {
+		return err
+	}
+	a.power = power.New(power.Params{Stopper: a.table, Kernel: power.System(false), Log: a.log})
 	return nil
+}
+
+// run serves the link, and ends the machine when asked to.
+func (a *agent) run() error {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	listener, err := link.Listen(link.ListenParams{
+		Open: link.OpenPort, DialTCP: link.DialLocal, Hello: link.Hello{AgentVersion: version.Version}, Log: a.log,
+	})
+	if err != nil {
+		return fmt.Errorf("serve the link: %w", err)
+	}
+	server := &http.Server{Handler: a.handler(), Protocols: new(http.Protocols), ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
+
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			cancel(fmt.Errorf("serve the link: %w", err))
+		}
+	})
+	running.Go(func() { cancel(a.power.Run(ctx)) })
+	running.Go(func() { a.powerOnSignal(ctx) })
+	<-ctx.Done()
+	err = errors.Join(context.Cause(ctx), server.Close(), listener.Close())
+	running.Wait()
+	return err
+}
+
+// powerOnSignal ends the machine when PID 1 forwards somebody's wish.
+func (a *agent) powerOnSignal(ctx context.Context) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGTERM)
+	defer signal.Stop(c)
+	select {
+	case <-c:
+		a.power.Shutdown(0)
+	case <-ctx.Done():
+	}
+}
+
+func (a *agent) handler() http.Handler {
+	options := rpcx.HandlerOptions(a.log)
+	plain := filesrpc.NewHTTP(a.files, a.log)
+	mounts := []rpc.Mount{{Path: "/files", Handler: plain}, {Path: "/files/", Handler: plain}}
+	path, handler := processrpc.New(a.table).Mount(options...)
+	mounts = append(mounts, rpc.Mount{Path: path, Handler: handler})
+	path, handler = filesrpc.New(a.files).Mount(options...)
+	mounts = append(mounts, rpc.Mount{Path: path, Handler: handler})
+	return rpc.New(rpc.Params{
+		Log: a.log, Version: version.Version, Clock: a.clock, Info: sysinfo.Reader{Root: "/"},
+		Power: a.power, Identity: a.identity, Mounts: mounts,
+	})
 }

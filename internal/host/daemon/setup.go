@@ -1,0 +1,159 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/kernel"
+	"github.com/hutch-run/hutch/internal/host/store"
+	"github.com/hutch-run/hutch/internal/host/template"
+	"github.com/hutch-run/hutch/internal/sandbox"
+)
+
+// SetupOptions say what setup does besides the usual.
+type SetupOptions struct {
+	Kernel, Modules string // use these instead of Debian's
+	Force           bool   // make again what is there
+	NoPackages      bool   // install nothing
+}
+
+// neededPackages are the Debian packages that hutchd and setup use.
+func neededPackages() []string { return []string{"qemu-system-x86", "e2fsprogs", "kmod"} }
+
+// Setup prepares a host: packages, kernel pack, minimal template. It makes
+// what is missing and tells each step on out, so it can be repeated.
+func Setup(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log *slog.Logger) error {
+	if os.Geteuid() != 0 {
+		return fault.New(fault.Denied, "setup needs root: it installs packages and writes %s", cfg.Root)
+	}
+	if !o.NoPackages {
+		if err := installPackages(ctx, out); err != nil {
+			return err
+		}
+	}
+	// The lock keeps a hutchd from serving a root that is being made.
+	s, err := store.Open(cfg.Root, log)
+	if err != nil {
+		return setupLater(cfg, err)
+	}
+	err = prepare(ctx, cfg, o, out, log)
+	if closeErr := s.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+// setupLater says what to do when a hutchd has the root.
+func setupLater(cfg Config, err error) error {
+	if fault.Is(err, fault.Precondition) {
+		return fmt.Errorf("%w; templates of a running hutchd are made with: hutch template build NAME", err)
+	}
+	return fmt.Errorf("prepare %s: %w", cfg.Root, err)
+}
+
+func prepare(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log *slog.Logger) error {
+	kernels, err := kernel.Open(cfg.Root)
+	if err != nil {
+		return err
+	}
+	pack, err := kernels.Refresh(cfg.Agent)
+	if o.Force || o.Kernel != "" || fault.Is(err, fault.Precondition) || fault.Is(err, fault.NotFound) {
+		pack, err = makePack(ctx, kernels, cfg, o, out)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "kernel pack   %s (%s)\n", pack.ID, pack.Release)
+	templates, err := template.Open(template.Params{Root: cfg.Root, Log: log})
+	if err != nil {
+		return err
+	}
+	t, _, err := templates.Resolve(sandbox.DefaultTemplate)
+	if o.Force || fault.Is(err, fault.NotFound) {
+		steps := &stepPrinter{out: out}
+		t, err = templates.Import(ctx, template.ImportParams{Name: sandbox.DefaultTemplate, Recipe: sandbox.DefaultTemplate, Progress: steps.step})
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "template      %s (%s, %d MiB)\n", t.Name, t.ImageDigest[:19], t.SizeBytes>>20)
+	return nil
+}
+
+func makePack(ctx context.Context, kernels *kernel.Store, cfg Config, o SetupOptions, out io.Writer) (kernel.Pack, error) {
+	var src kernel.Source
+	var err error
+	if o.Kernel != "" || o.Modules != "" {
+		src, err = kernel.Files(o.Kernel, o.Modules)
+	} else {
+		dir, tmpErr := os.MkdirTemp("", "hutch-kernel-")
+		if tmpErr != nil {
+			return kernel.Pack{}, fmt.Errorf("make kernel pack: %w", tmpErr)
+		}
+		defer os.RemoveAll(dir)
+		fmt.Fprintln(out, "downloading Debian's cloud kernel")
+		src, err = kernel.FetchDebian(ctx, dir)
+	}
+	if err != nil {
+		return kernel.Pack{}, err
+	}
+	fmt.Fprintln(out, "making the kernel pack from", src.Name)
+	return kernels.Build(ctx, src, cfg.Agent)
+}
+
+// installPackages installs those of the needed packages that are missing.
+func installPackages(ctx context.Context, out io.Writer) error {
+	var missing []string
+	for _, name := range neededPackages() {
+		b, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f=${db:Status-Status}", name).Output()
+		if err != nil || string(b) != "installed" {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	fmt.Fprintln(out, "installing", strings.Join(missing, " "))
+	if err := apt(ctx, "update"); err != nil {
+		return err
+	}
+	return apt(ctx, append([]string{"install", "-y", "--no-install-recommends"}, missing...)...)
+}
+
+// apt runs apt-get; its error carries the last of what it said.
+func apt(ctx context.Context, args ...string) error {
+	c := exec.CommandContext(ctx, "apt-get", args...)
+	c.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
+	var said bytes.Buffer
+	c.Stdout, c.Stderr = &said, &said
+	if err := c.Run(); err != nil {
+		lines := strings.Split(strings.TrimSpace(said.String()), "\n")
+		return fmt.Errorf("apt-get %s: %w: %s", strings.Join(args, " "), err, strings.Join(lines[max(0, len(lines)-3):], "; "))
+	}
+	return nil
+}
+
+// stepPrinter prints a line for each new step of a build.
+type stepPrinter struct {
+	out io.Writer
+
+	mu   sync.Mutex
+	last string // guarded by mu
+}
+
+func (s *stepPrinter) step(step string, _, _ int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if step != s.last {
+		fmt.Fprintln(s.out, " ", step)
+		s.last = step
+	}
+}

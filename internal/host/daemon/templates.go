@@ -1,0 +1,108 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/hutch-run/hutch/internal/host/image"
+	"github.com/hutch-run/hutch/internal/host/rpc"
+	"github.com/hutch-run/hutch/internal/host/template"
+)
+
+// templates is the template store as the API wants it.
+type templates struct{ p *parts }
+
+var _ rpc.Templates = templates{}
+
+// Build makes a template from a recipe, a reference or a path on the host.
+func (t templates) Build(ctx context.Context, b rpc.BuildTemplate, progress func(step string, done, total int64)) (rpc.TemplateInfo, error) {
+	source := image.Source{Ref: b.Reference, Path: b.HostPath, Platform: b.Platform, DockerConfig: b.DockerConfig}
+	if b.InsecureRegistry {
+		registry, _, _ := strings.Cut(b.Reference, "/")
+		source.PlainHTTP = []string{registry}
+	}
+	return t.make(ctx, template.ImportParams{Name: b.Name, Recipe: b.Recipe, Source: source, Overrides: overrides(b.Defaults), Progress: progress})
+}
+
+// Import makes a template from an archive that the caller sends.
+func (t templates) Import(ctx context.Context, i rpc.ImportTemplate) (rpc.TemplateInfo, error) {
+	source := image.Source{Stream: i.Archive, Platform: i.Platform}
+	return t.make(ctx, template.ImportParams{Name: i.Name, Source: source, Overrides: overrides(i.Defaults)})
+}
+
+func (t templates) make(ctx context.Context, p template.ImportParams) (rpc.TemplateInfo, error) {
+	made, err := t.p.templates.Import(ctx, p)
+	if err != nil {
+		return rpc.TemplateInfo{}, err
+	}
+	t.p.collect(ctx) // the image that it replaced
+	return t.info(made)
+}
+
+func overrides(d rpc.TemplateDefaults) template.Overrides {
+	return template.Overrides{Env: d.Env, User: d.User, Cwd: d.Cwd, VCPUs: d.VCPUs, MemoryMB: d.MemoryMB}
+}
+
+// List returns all templates that can be read.
+func (t templates) List(context.Context) ([]rpc.TemplateInfo, error) {
+	list, broken, err := t.p.templates.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, err := range broken {
+		t.p.log.Warn("leave out a template", "error", err)
+	}
+	var out []rpc.TemplateInfo
+	for _, one := range list {
+		info, err := t.info(one)
+		if err != nil {
+			t.p.log.Warn("size of a template", "template", one.Name, "error", err)
+		}
+		out = append(out, info)
+	}
+	return out, nil
+}
+
+// Inspect returns one template.
+func (t templates) Inspect(_ context.Context, name string) (rpc.TemplateInfo, error) {
+	one, err := t.p.templates.Get(name)
+	if err != nil {
+		return rpc.TemplateInfo{}, err
+	}
+	return t.info(one)
+}
+
+// Remove forgets a template, and its image when nothing else uses it.
+func (t templates) Remove(ctx context.Context, name string) error {
+	if err := t.p.templates.Remove(name); err != nil {
+		return err
+	}
+	t.p.collect(ctx)
+	return nil
+}
+
+func (t templates) info(one template.Template) (rpc.TemplateInfo, error) {
+	info := rpc.TemplateInfo{Template: one}
+	path, err := t.p.templates.Image(one.ImageDigest)
+	if err != nil {
+		return info, err
+	}
+	info.DiskBytes, err = allocated(path)
+	return info, err
+}
+
+// allocated returns how much of the disk a file takes, in bytes.
+func allocated(path string) (int64, error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return 0, fmt.Errorf("size on disk: %w", err)
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, nil
+	}
+	return st.Blocks * 512, nil
+}
