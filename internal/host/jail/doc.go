@@ -1,6 +1,7 @@
 // Package jail starts a program with as little as it needs: a user id of its
 // own, no capabilities and no way to get any, a given network namespace, its
-// own mount, IPC and UTS namespaces, resource limits and a cgroup.
+// own IPC and UTS namespaces, a read-only view of the host's files, resource
+// limits and a cgroup.
 //
 // It owns how a child is confined and the cgroups below its parent cgroup. It
 // never knows what it starts, and never ends a process by itself except in

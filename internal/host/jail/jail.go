@@ -177,17 +177,25 @@ func (j *Jail) start(ctx context.Context, c Cell, enter entry, report *Report) (
 			return nil
 		})
 	}
-	return proc.Start(ctx, program)
+	p, err := proc.Start(ctx, program)
+	if err == nil {
+		offerToOOM(p.ID().PID, report)
+	}
+	return p, err
+}
+
+// offerToOOM makes the kernel choose the process early when memory is short.
+func offerToOOM(pid int, report *Report) {
+	err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(oomScoreAdj)), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+		report.miss("oom score", err)
+	}
 }
 
 // limit sets what can only be set on a running process. It runs on the thread
 // that forked, which ends after it: to limit a process of another user takes
 // CAP_SYS_RESOURCE, so the thread becomes that user first.
 func limit(pid int, c Cell, report *Report) {
-	err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(oomScoreAdj)), 0)
-	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
-		report.miss("oom score", err)
-	}
 	if err := becomeThread(c.UID); err != nil {
 		report.miss("resource limits", err)
 		return

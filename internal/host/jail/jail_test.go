@@ -154,6 +154,32 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
+func TestViewIsReadOnly(t *testing.T) {
+	j := newTest(t)
+	name := fmt.Sprintf("hutch-jail-test-%d", os.Getpid())
+	given, err := os.CreateTemp(t.TempDir(), "given")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer given.Close()
+	c := shell(t, `for d in /tmp /var/tmp /dev/shm /run/lock; do [ -d $d ] || continue; touch $d/`+name+` || echo refused; done
+		echo words > /dev/null && echo words >&4 && echo written`)
+	c.Program.Files = []*os.File{given}
+	out, _ := run(t, j, c)
+	for _, d := range []string{"/tmp", "/var/tmp", "/dev/shm", "/run/lock"} {
+		if _, err := os.Stat(filepath.Join(d, name)); err == nil {
+			t.Errorf("it wrote into %s", d)
+			os.Remove(filepath.Join(d, name))
+		}
+	}
+	if !strings.Contains(out, "Read-only file system") || !strings.Contains(out, "refused") || !strings.Contains(out, "written\n") {
+		t.Errorf("output: %s", out)
+	}
+	if b, err := os.ReadFile(given.Name()); err != nil || string(b) != "words\n" {
+		t.Errorf("what it was given open holds %q, %v", b, err)
+	}
+}
+
 func TestDevices(t *testing.T) {
 	j := newTest(t)
 	dir := t.TempDir()

@@ -55,6 +55,9 @@ func confineThread(netns *os.File, c Cell) error {
 			return err
 		}
 	}
+	if err := freeze(); err != nil {
+		return err
+	}
 	if err := hideDirs(c.Hide); err != nil {
 		return err
 	}
@@ -64,6 +67,17 @@ func confineThread(netns *os.File, c Cell) error {
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("forbid new privileges: %w", err)
+	}
+	return nil
+}
+
+// freeze makes all that is mounted read-only and takes the effect of set-uid
+// bits, so that the program writes only what it was given open. Devices can
+// still be opened for writing.
+func freeze() error {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}
+	if err := unix.MountSetattr(-1, "/", unix.AT_RECURSIVE, &attr); err != nil {
+		return fmt.Errorf("make the view read-only (Linux 5.12 or newer is needed): %w", err)
 	}
 	return nil
 }
