@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -299,6 +300,15 @@ func TestSourceMustBeOne(t *testing.T) {
 	} {
 		if _, err := s.Build(testenv.Context(t), src, nil); !fault.Is(err, fault.Invalid) {
 			t.Errorf("%+v: %v, want it refused", src, err)
+		}
+	}
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, "/dev/zero"} {
+		if _, err := s.Build(testenv.Context(t), Source{Path: path}, nil); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "regular file") {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 	if _, err := s.Build(testenv.Context(t), Source{Path: "/nowhere"}, nil); !fault.Is(err, fault.NotFound) {

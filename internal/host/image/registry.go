@@ -96,6 +96,9 @@ func openRegistry(ctx context.Context, s Source, want v1.Platform, lim Limits, p
 		return nil, fault.BadField("source", "%s is no image reference: %v", quote(s.Ref), err)
 	}
 	host := ref.Context().RegistryStr()
+	if s.Insecure {
+		s.PlainHTTP = append(slices.Clone(s.PlainHTTP), host)
+	}
 	if slices.Contains(s.PlainHTTP, host) {
 		if ref, err = name.ParseReference(s.Ref, name.Insecure); err != nil {
 			return nil, fault.BadField("source", "%s is no image reference: %v", quote(s.Ref), err)

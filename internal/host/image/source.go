@@ -2,11 +2,13 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -53,6 +55,8 @@ type Source struct {
 	// PlainHTTP lists registries ("host:port") that may be spoken to without
 	// TLS. Those on this host's loopback always may.
 	PlainHTTP []string
+	// Insecure is PlainHTTP for the registry of Ref.
+	Insecure bool
 	// DropDevices leaves device nodes below dev/ out instead of refusing them,
 	// for tars of debootstrap and its like.
 	DropDevices bool
@@ -135,24 +139,21 @@ func (s Source) open(ctx context.Context, dir string, lim Limits, progress Progr
 		}
 		return nil, fmt.Errorf("open source: %w", err)
 	}
-	switch {
-	case fi.IsDir():
+	if fi.IsDir() {
 		if s.Kind != Auto && s.Kind != OCI {
 			return nil, fault.BadField("kind", "%s is a directory, only an OCI layout can be one", s.Path)
 		}
 		return openLayoutDir(ctx, s, want, lim)
-	case !fi.Mode().IsRegular() && fi.Mode()&os.ModeNamedPipe == 0:
-		return nil, fault.New(fault.Invalid, "%s is neither a file nor a directory", s.Path)
 	}
-	f, err := os.Open(s.Path)
+	// Not blocking, should it be a pipe: nobody may ever open the other end.
+	f, err := os.OpenFile(s.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open source: %w", err)
 	}
-	p := streamParams{r: f, dir: dir, want: want, lim: lim, progress: progress, size: -1}
-	if fi.Mode().IsRegular() {
-		p.file, p.size = f, fi.Size()
+	if fi, err = f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil, errors.Join(fault.New(fault.Invalid, "%s is neither a regular file nor a directory", s.Path), err, f.Close())
 	}
-	o, err := openStream(ctx, s, p)
+	o, err := openStream(ctx, s, streamParams{r: f, file: f, size: fi.Size(), dir: dir, want: want, lim: lim, progress: progress})
 	if err != nil {
 		_ = f.Close() // only read
 		return nil, err

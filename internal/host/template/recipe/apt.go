@@ -84,36 +84,13 @@ func (k *kitchen) update(ctx context.Context) error {
 	return archiveError(err)
 }
 
-// known reports whether apt knows a candidate for every package.
-func (k *kitchen) known(ctx context.Context, names []string) (bool, error) {
-	out, err := k.run.output(ctx, command{name: "apt-cache", args: append([]string{"policy"}, names...)})
-	if err != nil {
-		return false, err
-	}
-	n := 0
-	for _, l := range lines(out) {
-		if v, ok := strings.CutPrefix(l, "Candidate:"); ok && strings.TrimSpace(v) != "(none)" {
-			n++
-		}
-	}
-	return n == len(names), nil
-}
-
 // download fetches packages into the work directory and returns their files,
-// sorted. Lists that are too old for the archive are fetched again once.
+// sorted. If that fails the package lists may be missing or too old for the
+// archive; then they are fetched, and the packages tried once more.
 func (k *kitchen) download(ctx context.Context, names ...string) ([]string, error) {
 	dir, err := os.MkdirTemp(k.Work, "debs-*")
 	if err != nil {
 		return nil, fmt.Errorf("make a download directory: %w", err)
-	}
-	ok, err := k.known(ctx, names)
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		if err := k.update(ctx); err != nil {
-			return nil, err
-		}
 	}
 	args := []string{"-q", "download"}
 	if os.Geteuid() == 0 {
@@ -122,7 +99,7 @@ func (k *kitchen) download(ctx context.Context, names ...string) ([]string, erro
 	fetch := command{name: "apt-get", args: append(args, names...), dir: dir, line: k.step}
 	k.step("fetching " + strings.Join(names, ", "))
 	if _, err := k.run.output(ctx, fetch); err != nil {
-		if ctx.Err() != nil || !ok || os.Geteuid() != 0 {
+		if ctx.Err() != nil || os.Geteuid() != 0 {
 			return nil, archiveError(err)
 		}
 		if err := k.update(ctx); err != nil {

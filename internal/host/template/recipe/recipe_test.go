@@ -98,12 +98,46 @@ func TestMinimal(t *testing.T) {
 	if got := strings.Count(debugfs(t, p, "cat /etc/ssl/certs/ca-certificates.crt"), "BEGIN CERTIFICATE"); got < 50 {
 		t.Errorf("%d certificates", got)
 	}
+	runsByItself(t, p)
 	if m2, _ := built(t, s, "minimal"); m2.Digest != m.Digest {
 		t.Errorf("built again it is %s, not %s", m2.Digest, m.Digest)
 	}
 }
 
-// TestDebian builds debian twice and python311 once, for real: minutes.
+// runsByItself starts busybox with the image's own loader and libraries and
+// nothing else of the image; it is Debian's program, not a stranger's.
+func runsByItself(t *testing.T, image string) {
+	t.Helper()
+	dir := t.TempDir()
+	debugfs(t, image, "rdump /usr/lib %s", dir)
+	debugfs(t, image, "dump /usr/bin/busybox %s", filepath.Join(dir, "busybox"))
+	libs, err := filepath.Glob(filepath.Join(dir, "lib", "*-linux-gnu*"))
+	if err != nil || len(libs) != 1 {
+		t.Fatalf("the libraries are in %q, %v", libs, err)
+	}
+	loader, err := filepath.Glob(filepath.Join(libs[0], "ld-linux*.so.*"))
+	if err != nil || len(loader) != 1 {
+		t.Fatalf("the loader is %q, %v", loader, err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "busybox"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ applet, arg, want string }{
+		{"sh", "-c", "sandbox 42"}, {"wget", "--help", "Usage: wget"}, {"ip", "--help", "Usage: ip"}, {"vi", "--help", "Usage: vi"},
+		{"top", "--help", "Usage: top"}, {"ps", "--help", "Usage: ps"}, {"tar", "--help", "Usage: tar"},
+	} {
+		args := []string{"--library-path", libs[0], filepath.Join(dir, "busybox"), c.applet, c.arg}
+		if c.applet == "sh" {
+			args = append(args, "echo sandbox $((6*7))")
+		}
+		out, err := exec.CommandContext(testenv.Context(t), loader[0], args...).CombinedOutput()
+		if !strings.Contains(string(out), c.want) {
+			t.Errorf("%s: %v\n%s", c.applet, err, out)
+		}
+	}
+}
+
+// TestDebian builds debian twice, for real: minutes.
 func TestDebian(t *testing.T) {
 	testenv.RequireRoot(t)
 	if testing.Short() {
@@ -120,8 +154,16 @@ func TestDebian(t *testing.T) {
 	if m2, p2 := built(t, s, "debian"); m2.Digest != m.Digest {
 		t.Errorf("built again it is %s, not %s (files %s and %s)", m2.Digest, m.Digest, p, p2)
 	}
-	py, p := built(t, s, "python311")
-	t.Logf("python311: %d bytes, %d entries", py.Size, py.Entries)
+}
+
+// TestPython311 builds python311 for real.
+func TestPython311(t *testing.T) {
+	testenv.RequireRoot(t)
+	if testing.Short() {
+		t.Skip("takes minutes")
+	}
+	m, p := built(t, newStore(t), "python311")
+	t.Logf("python311: %d bytes, %d entries", m.Size, m.Entries)
 	wantFiles(t, p, "/usr/bin/python3.11", "/usr/bin/pip3", "/usr/lib/python3.11/venv/__init__.py")
 }
 
