@@ -239,10 +239,12 @@ func (f *Files) eachLine(name string, visit func(string) bool) error {
 		return fmt.Errorf("read accounts: %w", err)
 	}
 	defer file.Close()
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+	info, err := file.Stat()
+	if err != nil || !info.Mode().IsRegular() {
 		return fmt.Errorf("read accounts: %s is not a regular file", path)
 	}
-	r := bufio.NewReaderSize(io.LimitReader(file, maxFileBytes), maxLineBytes)
+	buffer := min(max(int(info.Size())+1, 512), maxLineBytes) // also the longest line
+	r := bufio.NewReaderSize(io.LimitReader(file, maxFileBytes), buffer)
 	for {
 		line, err := r.ReadSlice('\n')
 		if errors.Is(err, bufio.ErrBufferFull) {

@@ -144,11 +144,15 @@ func (p *Process) signalTree(sig unix.Signal) error {
 
 // run follows the program to its end and beyond, to the end of its streams.
 func (p *Process) run() {
-	var pumps sync.WaitGroup
+	var pumps sync.WaitGroup // and the release of the group
 	for _, pu := range p.pumps {
 		pumps.Go(pu.run)
 	}
 	exit := p.waitExit()
+	if p.group != nil {
+		// Removing a cgroup takes longer than telling the End.
+		pumps.Go(p.group.release)
+	}
 	for _, pu := range p.pumps {
 		pu.settle()
 	}
@@ -202,7 +206,6 @@ func (p *Process) waitExit() Exit {
 	exit.Limit = p.limit
 	if p.group != nil {
 		exit.OOMKilled = p.group.oomKilled()
-		p.group.release()
 	}
 	return exit
 }
