@@ -140,7 +140,7 @@ func TestTheHostRefusesWhatASlotLetsThrough(t *testing.T) {
 		mode, all := p.Mode, len(p.Allow) > 0
 		t.Run(fmt.Sprint(mode, p.Allow), func(t *testing.T) {
 			w := newWorld(t)
-			n := w.open(t, nil)
+			n := w.open(t, func(p *Params) { p.Resolvers = append(p.Resolvers, netip.MustParseAddr(hostPrivate)) })
 			s, other := acquire(t, n, p), acquire(t, n, internet())
 			g := w.guest(t, n, s)
 			must(t, n.inside(s.Index, func() error {
@@ -174,9 +174,12 @@ func TestTheHostRefusesWhatASlotLetsThrough(t *testing.T) {
 			} else {
 				answers(t, g.ns, "tcp4", internetIP+":80", "outside sees "+hostPublic)
 			}
+			serve(t, w.host, "host's resolver", hostPrivate+":53")
 			if mode == sandbox.ModeNone {
 				refuses(t, g.ns, "udp4", GatewayIP+":53")
+				refuses(t, g.ns, "udp4", hostPrivate+":53")
 			} else {
+				answers(t, g.ns, "udp4", hostPrivate+":53", "host's resolver sees "+s.HostIP.String())
 				answers(t, g.ns, "udp4", GatewayIP+":53", "resolver sees "+hostPublic)
 			}
 		})
