@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/link"
 	"github.com/hutch-run/hutch/internal/rpcx"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
@@ -88,7 +89,11 @@ func (p *Proxy) judge(ctx context.Context, v visit, cause error) (error, Failure
 		return fault.New(fault.Precondition, "sandbox %s is %s", v.sandbox, view.State), NotRunning
 	}
 	var dial *dialError
-	if errors.As(cause, &dial) && portClosed(dial.err) {
+	switch {
+	case !errors.As(cause, &dial):
+	case fault.Is(dial.err, fault.Exhausted):
+		return fault.New(fault.Exhausted, "sandbox %s takes no more connections: %v", v.sandbox, cause), TooMany
+	case portClosed(dial.err):
 		return fault.New(fault.Unavailable, "nothing listens on port %d of sandbox %s", v.port, v.sandbox), PortClosed
 	}
 	if errors.Is(cause, io.EOF) || errors.Is(cause, io.ErrUnexpectedEOF) {
@@ -105,17 +110,11 @@ func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
 // portClosed reports whether err of Guest.DialPort says that the guest is
-// there but the port is not.
+// there but nothing listens on the port.
 func portClosed(err error) bool {
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		return true
+	var status *link.StatusError
+	if errors.As(err, &status) {
+		return status.Status == link.StatusRefused
 	}
-	switch fault.Of(err) {
-	case fault.Precondition, fault.NotFound:
-		return true
-	case fault.Internal, fault.Invalid, fault.Exists, fault.Exhausted, fault.Unavailable, fault.Denied,
-		fault.Unauthenticated, fault.Canceled, fault.Deadline, fault.Unimplemented:
-		return false
-	}
-	return false
+	return errors.Is(err, syscall.ECONNREFUSED) // a guest that is dialled directly
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/guestconn"
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
+	"github.com/hutch-run/hutch/internal/link"
 	"github.com/hutch-run/hutch/internal/sandbox"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
@@ -212,7 +213,7 @@ func (g *fakeGuest) DialPort(ctx context.Context, port uint16) (net.Conn, error)
 		return nil, err
 	}
 	if !ok {
-		return nil, fault.New(fault.Precondition, "port %d of the guest is closed", port)
+		return nil, fault.As(fault.Unavailable, &link.StatusError{Status: link.StatusRefused, Target: fmt.Sprint("tcp:", port)})
 	}
 	return new(net.Dialer).DialContext(ctx, "tcp", addr)
 }
@@ -470,7 +471,13 @@ func TestFailures(t *testing.T) {
 		"paused":                 {func(w *world) { w.set(sandbox.Paused) }, 400, NotRunning},
 		"guest can't be reached": {func(w *world) { w.useErr = fault.New(fault.Unavailable, "no link") }, 503, Unreachable},
 		"port closed":            {func(*world) {}, 503, PortClosed},
-		"link broken":            {func(w *world) { w.guest.dialErr = noLink }, 503, Unreachable},
+		"port unreachable": {func(w *world) {
+			w.guest.dialErr = fault.As(fault.Unavailable, &link.StatusError{Status: link.StatusUnreachable})
+		}, 503, Unreachable},
+		"guest busy": {func(w *world) {
+			w.guest.dialErr = fault.As(fault.Exhausted, &link.StatusError{Status: link.StatusBusy})
+		}, 429, TooMany},
+		"link broken": {func(w *world) { w.guest.dialErr = noLink }, 503, Unreachable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, nil)

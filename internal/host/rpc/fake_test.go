@@ -22,6 +22,7 @@ import (
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
 	"github.com/hutch-run/hutch/internal/host/metrics"
 	"github.com/hutch-run/hutch/internal/host/template"
+	"github.com/hutch-run/hutch/internal/link"
 	"github.com/hutch-run/hutch/internal/sandbox"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
@@ -193,7 +194,7 @@ func (g *guest) Transport() http.RoundTripper {
 }
 
 func (g *guest) DialPort(context.Context, uint16) (net.Conn, error) {
-	return nil, fault.New(fault.Precondition, "nothing listens")
+	return nil, fault.As(fault.Unavailable, &link.StatusError{Status: link.StatusRefused})
 }
 
 type roundTrip func(*http.Request) (*http.Response, error)
