@@ -368,12 +368,75 @@ func TestOthersThatTheHostForwardsForDoNotReachSandboxes(t *testing.T) {
 	answers(t, w.host, "tcp4", s.HostIP.String()+":8080", "guest sees "+GatewayIP)
 }
 
-func TestTheAddressOfAReleasedSlotIsRefusedAtOnce(t *testing.T) {
+func TestTheAddressOfAReleasedSlotIsRefusedAtOnceAndNotAskedOfOthers(t *testing.T) {
 	w := newWorld(t)
 	n := w.open(t, nil)
 	s := acquire(t, n, internet())
 	must(t, n.Release(testenv.Context(t), s.Index))
+	must(t, w.outside.do(func() error {
+		return withRoutes(func(h *netlink.Handle) error { return addr(t, h, "lo", s.HostIP.String()+"/32") })
+	}))
+	serve(t, w.outside, "impostor", s.HostIP.String()+":8080")
 	refuses(t, w.host, "tcp4", s.HostIP.String()+":8080")
+}
+
+// The host's own check of sources: here the slot has no rules at all.
+func TestTheHostHearsASlotOnlyByTheSlotsAddress(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	slot, err := openNamespace(s.Netns)
+	must(t, err)
+	defer slot.close()
+	must(t, slot.do(func() error {
+		return withNft(func(c *nftables.Conn) error {
+			c.FlushRuleset()
+			return c.Flush()
+		})
+	}))
+	heard := listenUDP(t, w.outside, internetIP+":99")
+	for _, from := range []*namespace{g.ns, slot} {
+		must(t, from.do(func() error {
+			c, err := net.Dial("udp4", internetIP+":99")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			local, _, _ := net.SplitHostPort(c.LocalAddr().String())
+			_, err = c.Write([]byte(local))
+			return err
+		}))
+		if from == g.ns {
+			waitForward(t, slot)
+		}
+	}
+	hears(t, heard, s.HostIP.String())
+}
+
+// waitForward returns when the slot has passed on a packet of the guest's.
+func waitForward(t *testing.T, slot *namespace) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(testenv.Context(t), patience)
+	defer cancel()
+	for {
+		var sent uint64
+		must(t, slot.do(func() error {
+			return withRoutes(func(h *netlink.Handle) error {
+				l, err := h.LinkByName(uplinkName)
+				if err == nil {
+					sent = l.Attrs().Statistics.TxPackets
+				}
+				return err
+			})
+		}))
+		if sent > 0 {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal("the slot passes nothing on")
+		}
+	}
 }
 
 func TestSegmentsFitThroughANarrowUplink(t *testing.T) {
