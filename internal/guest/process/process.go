@@ -26,10 +26,11 @@ type Process struct {
 	killed bool          // the time limit did; used by the run goroutine only
 	exited chan struct{} // closed when the program is reaped
 
+	ended time.Time // when End was told; under the table's lock
+
 	mu     sync.Mutex
 	in     *input // nil: no input
 	reaped bool
-	ended  time.Time // when End was told; zero before
 }
 
 // Info returns what is known of the program.

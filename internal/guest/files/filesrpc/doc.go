@@ -15,7 +15,8 @@
 //	GET, HEAD /files?path=            the content; ranges and conditions work
 //	POST, PUT /files?path=            a raw body, or multipart with parts named
 //	                                  "file", each named by path or else by its
-//	                                  file name; X-Metadata-* headers are kept
+//	                                  file name; X-Metadata-* headers are
+//	                                  kept; Content-Encoding may be gzip
 //	GET       /files/archive?path=    a tar stream of a file or directory
 //	PUT, POST /files/archive?path=    lays a tar stream out below a directory;
 //	                                  preserve=true keeps owners (root only)

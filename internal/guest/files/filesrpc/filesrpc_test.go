@@ -3,6 +3,7 @@ package filesrpc
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -190,6 +191,31 @@ func TestMultipart(t *testing.T) {
 	body, header = form(t, [3]string{"other", "x", "1"})
 	if res, data := r.do(t, "POST", "/files"+at("p"), body, header); res.StatusCode != 400 {
 		t.Errorf("no file: %d %s", res.StatusCode, data)
+	}
+}
+
+func TestCompressedBodies(t *testing.T) {
+	r := newRig(t)
+	var buf bytes.Buffer
+	z := gzip.NewWriter(&buf)
+	_, err := io.WriteString(z, strings.Repeat("hello ", 10_000))
+	noErr(t, err)
+	noErr(t, z.Close())
+	whole := buf.Bytes()
+	for _, tc := range []struct {
+		encoding string
+		body     []byte
+		status   int
+	}{
+		{"gzip", whole, 200}, {"gzip", whole[:len(whole)-4], 499}, {"gzip", []byte("not that"), 400}, {"br", whole, 400},
+		{"gzip", append(whole[:len(whole)-8:len(whole)-8], 1, 2, 3, 4, 5, 6, 7, 8), 400},
+	} {
+		_ = os.Remove(r.dir + "/home/f")
+		res, data := r.do(t, "POST", "/files"+at("f"), bytes.NewReader(tc.body), http.Header{"Content-Encoding": {tc.encoding}})
+		got, err := os.ReadFile(r.dir + "/home/f")
+		if res.StatusCode != tc.status || (err == nil) != (tc.status == 200) || (err == nil && len(got) != 60_000) {
+			t.Errorf("%s, %d bytes: %d %s; file %d, %v", tc.encoding, len(tc.body), res.StatusCode, data, len(got), err)
+		}
 	}
 }
 

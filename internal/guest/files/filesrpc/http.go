@@ -1,6 +1,7 @@
 package filesrpc
 
 import (
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"io"
@@ -129,7 +130,28 @@ type uploaded struct {
 	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
+// decode takes the compression off a body: stored as it came, it would be
+// another file than the one meant.
+func decode(r *http.Request) error {
+	switch encoding := strings.ToLower(r.Header.Get("Content-Encoding")); encoding {
+	case "", "identity":
+		return nil
+	case "gzip":
+		z, err := gzip.NewReader(r.Body)
+		if err != nil {
+			return fault.New(fault.Invalid, "the body is not gzip, as its Content-Encoding says: %v", err)
+		}
+		r.Body = z
+		return nil
+	default:
+		return fault.New(fault.Invalid, "Content-Encoding %q is not known: send the body as it is, or with gzip", encoding)
+	}
+}
+
 func (h *HTTP) upload(w http.ResponseWriter, r *http.Request, v files.View) error {
+	if err := decode(r); err != nil {
+		return err
+	}
 	options := files.CreateOptions{Metadata: metadataOf(r.Header)}
 	path := r.URL.Query().Get("path")
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -223,6 +245,8 @@ func bodyError(err error) error {
 		return fault.New(fault.Canceled, "the body was cut off: nothing of this file was kept")
 	case errors.As(err, &tooLarge):
 		return fault.New(fault.Invalid, "the body is larger than %d bytes", tooLarge.Limit)
+	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
+		return fault.New(fault.Invalid, "the body is damaged: %v", err)
 	case errors.Is(err, multipart.ErrMessageTooLarge):
 		return fault.New(fault.Invalid, "multipart body: headers too large")
 	}
@@ -283,6 +307,9 @@ func (h *HTTP) abort(r *http.Request, err error) {
 }
 
 func (h *HTTP) unpack(w http.ResponseWriter, r *http.Request, v files.View) error {
+	if err := decode(r); err != nil {
+		return err
+	}
 	q := r.URL.Query()
 	done, err := v.Unpack(q.Get("path"), r.Body, files.UnpackOptions{Preserve: q.Get("preserve") == "true"})
 	if err != nil {
