@@ -8,8 +8,8 @@ import (
 
 // Limits bounds what one source may cost. Zero fields take the default.
 type Limits struct {
-	// Entries is the number of tar entries over all layers (default 2 million;
-	// an entry costs about half a KiB of memory while building).
+	// Entries is the number of tar entries over all layers (default 1 million;
+	// an entry costs about 1.2 KiB of memory while building).
 	Entries int64
 	// UnpackedBytes is the size of all file contents over all layers, whether a
 	// later layer hides them or not (default 64 GiB).
@@ -61,7 +61,7 @@ func (l Limits) withDefaults() Limits {
 			*p = v
 		}
 	}
-	def(&l.Entries, 2_000_000)
+	def(&l.Entries, 1_000_000)
 	def(&l.UnpackedBytes, 64<<30)
 	def(&l.FileBytes, maxFileBytes)
 	l.FileBytes = min(l.FileBytes, maxFileBytes)
