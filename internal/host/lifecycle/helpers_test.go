@@ -43,7 +43,7 @@ func prepare(t testing.TB, w *world, change ...func(*Params)) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{Manager: m, s: s, w: w, t: t, c: testenv.Context(t)}
+	h := &host{Manager: m, s: s, w: w, t: t, c: t.Context()}
 	t.Cleanup(func() { h.stop(true) })
 	return h
 }

@@ -217,7 +217,9 @@ func TestEveryCell(t *testing.T) {
 				case verdict == sandbox.Already && state == sandbox.Destroying:
 					result := async(func() error { return request1(h, r, id) })
 					release()
-					h.must(<-result)
+					if err := <-result; err != nil && !fault.Is(err, fault.NotFound) { // it may come too late
+						t.Error(err)
+					}
 				case verdict == sandbox.Already:
 					h.must(request1(h, r, id))
 					if h.state(id) != state {
