@@ -314,3 +314,16 @@ func TestPackLeavesOutMadeUpFilesystems(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// Whatever an archive calls its entries, the name stays below the destination.
+func FuzzEntryName(f *testing.F) {
+	for _, seed := range []string{"a/b", "../a", "/etc/passwd", "./", "a//b/./c", "..", "a/..", "...", "a\x00b", ""} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		got, err := entryName(name)
+		if err == nil && !filepath.IsLocal(got) {
+			t.Errorf("%q becomes %q", name, got)
+		}
+	})
+}

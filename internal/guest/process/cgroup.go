@@ -234,8 +234,13 @@ func (gr *group) kill() error {
 	if _, err := os.Stat(gr.dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	// Older kernel: hold everything still, so that no fork gets away, and
-	// signal one by one. A frozen process does die of SIGKILL.
+	return gr.killFrozen()
+}
+
+// killFrozen is kill for kernels before 5.14: it holds everything still, so
+// that no fork gets away, and signals one by one. A frozen process does die of
+// SIGKILL.
+func (gr *group) killFrozen() error {
 	freeze := filepath.Join(gr.dir, "cgroup.freeze")
 	if err := os.WriteFile(freeze, []byte("1"), 0); err != nil {
 		return err

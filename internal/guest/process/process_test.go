@@ -249,7 +249,7 @@ func TestKillEndsTheWholeTree(t *testing.T) {
 	}{
 		"timeout":        {timeout: 3 * time.Second, kill: func(*testing.T, *Process) {}},
 		"signal":         {kill: func(t *testing.T, p *Process) { noErr(t, p.Signal(unix.SIGKILL, false)) }},
-		"one by one":     {kill: func(t *testing.T, p *Process) { noErr(t, p.group.signal(unix.SIGKILL)) }},
+		"one by one":     {kill: func(t *testing.T, p *Process) { noErr(t, p.group.killFrozen()) }},
 		"SIGTERM to all": {kill: func(t *testing.T, p *Process) { noErr(t, p.Signal(unix.SIGTERM, true)) }},
 	} {
 		t.Run(name, func(t *testing.T) {
