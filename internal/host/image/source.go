@@ -24,7 +24,7 @@ const (
 	Auto       Kind = ""
 	OCI        Kind = "oci"         // OCI layout: a directory, or a tar of one
 	DockerSave Kind = "docker-save" // what docker save, podman save and others write
-	RootTar    Kind = "tar"         // a tar of a root filesystem
+	RootTar    Kind = "tar"         // a tar of a root filesystem; names in ".wh." are whiteouts here too, and left out
 )
 
 // Source is what an image is made from: exactly one of Ref, Path and Stream.
