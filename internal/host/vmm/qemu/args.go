@@ -86,7 +86,9 @@ func machineArgs(a Accel) []string {
 	if a == KVM {
 		return append(args, "-accel", "kvm", "-cpu", "host")
 	}
-	return append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBufferMB), "-cpu", "max")
+	// Told that byte-wise string instructions are fast, a kernel clears and
+	// copies pages with them; emulated, they are the slowest way there is.
+	return append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBufferMB), "-cpu", "max,-erms,-fsrm")
 }
 
 // memoryArgs is the one place that says where guest memory comes from.
