@@ -1,0 +1,177 @@
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/sandbox"
+	"github.com/hutch-run/hutch/internal/testenv"
+)
+
+// bring brings a new sandbox into a state, and returns how to let it go on
+// when it is held there.
+func bring(t *testing.T, h *host, id sandbox.ID, to sandbox.State) (release func()) {
+	t.Helper()
+	switch to {
+	case sandbox.Pending:
+		gate := h.s.gate("Ready")
+		made := async(func() error { _, err := h.Create(h.c, id, plain); return err })
+		holds(t, "pending", func() bool { return h.state(id) == sandbox.Pending })
+		return func() {
+			gate <- nil
+			h.must(<-made)
+		}
+	case sandbox.Running:
+		h.create(id, plain)
+	case sandbox.Paused:
+		h.create(id, plain)
+		h.must(h.Pause(h.c, id))
+	case sandbox.Stopped:
+		h.create(id, plain)
+		h.w.powerOff(t, id)
+		h.reach(id, to)
+	case sandbox.Failed:
+		h.create(id, plain)
+		h.w.crash(t, id)
+		h.reach(id, to)
+	case sandbox.Broken:
+		h.create(id, plain)
+		gate := h.s.gate("Release")
+		gone := async(func() error { return h.Destroy(h.c, id) })
+		gate <- errInjected
+		if err := <-gone; !errors.Is(err, errInjected) {
+			t.Errorf("destroy: %v", err)
+		}
+		return func() { close(gate) }
+	case sandbox.Destroying:
+		h.create(id, plain)
+		gate := h.s.gate("VM.Kill")
+		gone := async(func() error { return h.Destroy(h.c, id) })
+		h.reach(id, to)
+		return func() {
+			gate <- nil
+			h.must(<-gone)
+		}
+	case sandbox.Hibernated: // a later hutchd's work
+		t.Fatal("use a record")
+	}
+	return func() {}
+}
+
+func request1(h *host, r sandbox.Request, id sandbox.ID) error {
+	switch r {
+	case sandbox.Use:
+		_, done, err := h.Use(h.c, id)
+		if err == nil {
+			done()
+		}
+		return err
+	case sandbox.Pause:
+		return h.Pause(h.c, id)
+	case sandbox.Resume:
+		return h.Resume(h.c, id)
+	case sandbox.Hibernate:
+		return h.Hibernate(h.c, id)
+	case sandbox.Destroy:
+		return h.Destroy(h.c, id)
+	}
+	return errors.New("unknown request")
+}
+
+// TestEveryCell drives every cell of the state table through the Manager.
+func TestEveryCell(t *testing.T) {
+	accepted := map[sandbox.Request]sandbox.State{
+		sandbox.Use: sandbox.Running, sandbox.Pause: sandbox.Paused, sandbox.Resume: sandbox.Running, sandbox.Destroy: sandbox.Gone,
+	}
+	for _, state := range sandbox.States() {
+		for _, r := range sandbox.Requests() {
+			t.Run(fmt.Sprintf("%s/%s", state, r), func(t *testing.T) {
+				testenv.CheckGoroutines(t)
+				w := newWorld(t)
+				const id = "sb-1"
+				release := func() {}
+				var h *host
+				if state == sandbox.Hibernated {
+					h = startWith(t, w, id, state)
+				} else {
+					h = start(t, w)
+					release = sync.OnceFunc(bring(t, h, id, state))
+				}
+				verdict, _ := sandbox.Decide(state, r)
+				unimplemented := verdict == sandbox.Accept && (r == sandbox.Hibernate || r == sandbox.Resume && state == sandbox.Hibernated)
+				switch {
+				case unimplemented:
+					wants(t, request1(h, r, id), fault.Unimplemented)
+				case verdict == sandbox.Deny:
+					err := request1(h, r, id)
+					wants(t, err, fault.Precondition)
+					if !strings.Contains(err.Error(), string(state)) || !strings.Contains(err.Error(), id) {
+						t.Errorf("%q names not both the state and the sandbox", err)
+					}
+				case verdict == sandbox.Wait:
+					result := async(func() error { return request1(h, r, id) })
+					release()
+					if err := <-result; r == sandbox.Hibernate {
+						wants(t, err, fault.Unimplemented)
+					} else if err != nil {
+						t.Error(err)
+					}
+					if r == sandbox.Pause && h.state(id) != sandbox.Paused {
+						t.Errorf("it is %s", h.state(id))
+					}
+				case verdict == sandbox.Already && state == sandbox.Destroying:
+					result := async(func() error { return request1(h, r, id) })
+					release()
+					if err := <-result; err != nil && !fault.Is(err, fault.NotFound) { // it may come too late
+						t.Error(err)
+					}
+				case verdict == sandbox.Already:
+					h.must(request1(h, r, id))
+					if h.state(id) != state {
+						t.Errorf("it is %s now", h.state(id))
+					}
+				case verdict == sandbox.Accept:
+					if state == sandbox.Broken {
+						release()
+					}
+					h.must(request1(h, r, id))
+					if got := h.state(id); got != accepted[r] {
+						t.Errorf("it is %s now, want %s", got, accepted[r])
+					}
+					if state == sandbox.Pending { // the create was cut off
+						release = func() {}
+					}
+				}
+				release()
+				if h.state(id) != sandbox.Gone {
+					h.must(h.Destroy(h.c, id))
+				}
+				w.checkEmpty(t)
+				h.stop(true)
+			})
+		}
+	}
+}
+
+// startWith starts a hutchd that finds a sandbox in a state.
+func startWith(t *testing.T, w *world, id sandbox.ID, state sandbox.State) *host {
+	t.Helper()
+	h := prepare(t, w)
+	now := time.Now()
+	h.must(h.s.store.Create(sandbox.Record{
+		Version: 1, ID: id, State: state, Spec: plain.WithDefaults(), ImageDigest: "sha256:1",
+		CreatedAt: now, ChangedAt: now, ActiveAt: now, Boots: 1,
+	}))
+	h.must(os.WriteFile(h.s.store.DataDisk(id), nil, 0o600))
+	h.must(h.Start(h.c))
+	if got := h.state(id); got != state {
+		t.Fatalf("it is %s, want %s", got, state)
+	}
+	return h
+}
