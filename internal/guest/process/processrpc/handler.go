@@ -22,9 +22,9 @@ import (
 // Keep-alives: how often a silent stream says that it lives, and the bounds of
 // what a client may ask for with the header.
 const (
-	keepaliveHeader = "Keepalive-Ping-Interval" // whole seconds
-	defaultKeepal   = 25 * time.Second
-	maxKeepalive    = time.Hour
+	keepaliveHeader  = "Keepalive-Ping-Interval" // whole seconds
+	defaultKeepalive = 25 * time.Second
+	maxKeepalive     = time.Hour
 )
 
 // maxTag bounds the length of a tag, in bytes.
@@ -39,7 +39,7 @@ type Handler struct {
 var _ processpbconnect.ProcessHandler = (*Handler)(nil)
 
 // New returns the handler for the programs of table. The caller closes table.
-func New(table *process.Table) *Handler { return &Handler{table: table, keepalive: defaultKeepal} }
+func New(table *process.Table) *Handler { return &Handler{table: table, keepalive: defaultKeepalive} }
 
 // Mount returns the path prefix of the service and what serves it.
 func (h *Handler) Mount(opts ...connect.HandlerOption) (string, http.Handler) {
