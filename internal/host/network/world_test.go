@@ -49,6 +49,10 @@ type world struct {
 func newNS(t testing.TB, path string, setup func(*netlink.Handle) error) *namespace {
 	t.Helper()
 	err := makeNamespace(path, func() error {
+		// New namespaces begin with the settings of the machine, whatever they are.
+		if err := apply([]setting{{path: "ipv4/ip_forward", value: "0"}}); err != nil {
+			return err
+		}
 		return withRoutes(func(h *netlink.Handle) error {
 			lo, err := h.LinkByName("lo")
 			if err != nil {
