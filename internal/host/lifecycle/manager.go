@@ -60,6 +60,11 @@ func New(p Params) (*Manager, error) {
 		return nil, errors.New("lifecycle: a parameter that must be set is not")
 	}
 	p = p.withDefaults()
+	dir, err := filepath.Abs(p.RunDir)
+	if err != nil {
+		return nil, fmt.Errorf("find run directory: %w", err)
+	}
+	p.RunDir = dir
 	if p.BootID == "" {
 		id, err := hostBootID()
 		if err != nil {
@@ -186,6 +191,23 @@ func (m *Manager) Quarantined() []store.Quarantined {
 	}
 	slices.SortFunc(all, func(a, b store.Quarantined) int { return cmp.Compare(a.Name, b.Name) })
 	return all
+}
+
+// ImagesInUse returns the digests of the images that sandboxes need. all is
+// false when there may be more: a sandbox in quarantine does not tell its own.
+func (m *Manager) ImagesInUse() (digests map[string]bool, all bool) {
+	digests, all = map[string]bool{}, true
+	for _, v := range m.List() {
+		digests[v.ImageDigest] = true
+	}
+	for _, q := range m.Quarantined() {
+		if q.Claims == nil || q.Claims.ImageDigest == "" {
+			all = false
+			continue
+		}
+		digests[q.Claims.ImageDigest] = true
+	}
+	return digests, all
 }
 
 // find returns a sandbox that is there.

@@ -281,9 +281,10 @@ func TestQuarantine(t *testing.T) {
 	testenv.CheckGoroutines(t)
 	w := newWorld(t)
 	h := start(t, w)
-	for _, id := range []sandbox.ID{"sb-good", "sb-bad", "sb-worse"} {
+	for _, id := range []sandbox.ID{"sb-good", "sb-worse"} {
 		h.create(id, plain)
 	}
+	h.create("sb-bad", sandbox.Spec{Template: "big"})
 	bad, _ := h.Get("sb-bad")
 	h.die()
 	record := func(id string) string { return filepath.Join(w.root, "sandboxes", id, "record.json") }
@@ -318,6 +319,9 @@ func TestQuarantine(t *testing.T) {
 	}
 	h = start(t, w)
 	check(h, "sb-bad")
+	if digests, all := h.ImagesInUse(); !all || !cmp.Equal(digests, map[string]bool{"sha256:1": true, "sha256:2": true}) {
+		t.Errorf("images in use: %v, all %v", digests, all)
+	}
 	h.reach("sb-worse", sandbox.Running)
 	if v := h.create("sb-new", plain); v.Slot == bad.Slot {
 		t.Error("its slot was given away")
@@ -329,6 +333,9 @@ func TestQuarantine(t *testing.T) {
 	h.must(os.WriteFile(record("sb-worse"), []byte("{"), 0o600))
 	h = start(t, w)
 	check(h, "sb-bad", "sb-worse")
+	if _, all := h.ImagesInUse(); all {
+		t.Error("all images in use are known, though one says nothing")
+	}
 	w.vm(t, "sb-worse")
 	if w.mu.Lock(); len(w.slots) != 3 {
 		t.Errorf("slots %v, want three", w.slots)

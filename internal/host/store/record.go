@@ -36,6 +36,8 @@ type Claims struct {
 	Slot    int              `json:"slot"`
 	Machine *sandbox.Machine `json:"machine"`
 	Spec    sandbox.Spec     `json:"spec"`
+	// ImageDigest names the image below its disk.
+	ImageDigest string `json:"image_digest"`
 }
 
 // Loaded is what a root holds.

@@ -162,7 +162,7 @@ func TestQuarantine(t *testing.T) {
 		"garbage":   "\x00\xff{",
 		"empty":     "",
 		"truncated": `{"version": 1, "id": "trunca`,
-		"newer":     `{"version": 99, "id": "newer", "state": "levitating", "slot": 12, "machine": {"uid": 5}}`,
+		"newer":     `{"version": 99, "id": "newer", "state": "levitating", "slot": 12, "machine": {"uid": 5}, "image_digest": "sha256:1"}`,
 		"unmarked":  `{"id": "unmarked", "state": "running"}`,
 		"stranger":  `{"version": 1, "id": "good", "state": "running"}`,
 		"unstated":  `{"version": 1, "id": "unstated", "state": "gone"}`,
@@ -197,7 +197,7 @@ func TestQuarantine(t *testing.T) {
 			t.Errorf("directory of %s: %v", name, err)
 		}
 	}
-	if c := seen["newer"].Claims; c == nil || c.Slot != 12 || c.Machine == nil || c.Machine.UID != 5 {
+	if c := seen["newer"].Claims; c == nil || c.Slot != 12 || c.ImageDigest != "sha256:1" || c.Machine == nil || c.Machine.UID != 5 {
 		t.Errorf("claims of a newer record: %+v", c)
 	}
 	for _, name := range []string{"garbage", "empty", "truncated", "unmarked", "missing"} {
