@@ -250,9 +250,9 @@ func wantErrors(t *testing.T, a api) {
 	}{
 		"destroy unknown": {func() error { return a.destroy("sb-nonexist") }, connect.CodeNotFound, "sb-nonexist"},
 		"pause unknown":   {func() error { return a.pause("sb-nonexist") }, connect.CodeNotFound, "sb-nonexist"},
-		"exec unknown": {func() error { _, err := a.exec("sb-nonexist", 0, "true"); return err }, connect.CodeNotFound, "sb-nonexist"},
-		"bad id":       {func() error { return a.destroy("../etc") }, connect.CodeInvalidArgument, "sandbox_id"},
-		"empty id":     {func() error { return a.destroy("") }, connect.CodeInvalidArgument, "sandbox_id"},
+		"exec unknown":    {func() error { _, err := a.exec("sb-nonexist", 0, "true"); return err }, connect.CodeNotFound, "sb-nonexist"},
+		"bad id":          {func() error { return a.destroy("../etc") }, connect.CodeInvalidArgument, "sandbox_id"},
+		"empty id":        {func() error { return a.destroy("") }, connect.CodeInvalidArgument, "sandbox_id"},
 		"unknown template": {func() error {
 			_, err := a.create(&hostagentv1.CreateSandboxRequest{Template: "no-such"})
 			return err
