@@ -120,29 +120,38 @@ func terminal(t *testing.T, d *harness.Daemon, id string) {
 		t.Fatal(err)
 	}
 	defer screen.Close()
-	seen := make(chan string, 1)
-	var all bytes.Buffer
+	var shown bytes.Buffer
+	// show waits until the screen has shown want since the last call.
 	show := func(want string) {
 		t.Helper()
 		buf := make([]byte, 4096)
 		screen.SetReadDeadline(time.Now().Add(time.Minute))
-		for !strings.Contains(all.String(), want) {
+		for !strings.Contains(shown.String(), want) {
 			n, err := screen.Read(buf)
-			all.Write(buf[:n])
+			shown.Write(buf[:n])
 			if err != nil {
-				t.Fatalf("screen never showed %q: %v\n%q", want, err, all.String())
+				t.Fatalf("screen never showed %q: %v\n%q", want, err, shown.String())
 			}
 		}
+		shown.Reset()
 	}
 	show("33 100")
-	show("typed") // the editor's status line
-	pty.Setsize(screen, &pty.Winsize{Cols: 90, Rows: 20})
-	io.WriteString(screen, "ihello from a terminal\x1b:wq\r")
+	show("- /root/typed") // the editor's status line: command mode
+	io.WriteString(screen, "i")
+	show("I /root/typed")
+	io.WriteString(screen, "hello from a terminal")
+	show("terminal")
+	// An escape with something right behind it would be a function key.
+	io.WriteString(screen, "\x1b")
+	show("- /root/typed")
+	if err := pty.Setsize(screen, &pty.Winsize{Cols: 90, Rows: 20}); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(screen, ":wq\r")
 	show("20 90")
 	if err := c.Wait(); err != nil {
 		t.Errorf("session ended with %v", err)
 	}
-	close(seen)
 	if got := d.Hutch("exec", id, "--", "cat", "/root/typed"); got != "hello from a terminal" {
 		t.Errorf("the editor wrote %q", got)
 	}

@@ -57,7 +57,7 @@ func TestPorts(t *testing.T) {
 	}
 	t.Run("closed port", func(t *testing.T) {
 		code, _, h := page(t, base+"/sandboxes/"+id+"/ports/9/", "")
-		if code != http.StatusBadGateway || h.Get("Hutch-Error") != "port_closed" {
+		if code != http.StatusServiceUnavailable || h.Get("Hutch-Error") != "port_closed" {
 			t.Errorf("%d, %s", code, h.Get("Hutch-Error"))
 		}
 	})
