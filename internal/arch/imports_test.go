@@ -13,7 +13,7 @@ import (
 const module = "github.com/hutch-run/hutch/"
 
 // rule says what packages of this module a package may import. A pattern
-// ending in "/..." matches everything below. Why is the reason, shown when the
+// ending in "/..." matches that package and everything below. Why is the reason, shown when the
 // rule is broken.
 type rule struct {
 	pkg string
@@ -53,10 +53,10 @@ func rules() []rule {
 
 		{"internal/host/daemon", []string{"internal/host/...", "internal/rpcx/...", "internal/proc"}, "the only composition root of the host"},
 		{"internal/host/rpc", []string{
-			"gen/...", "internal/rpcx/...", "internal/host/lifecycle", "internal/host/auth", "internal/host/guestconn",
-			"internal/host/template", "internal/host/metrics", "internal/host/network",
-		}, "handlers convert, call, convert"},
-		{"internal/host/proxy", []string{"internal/rpcx", "internal/host/lifecycle", "internal/host/guestconn", "internal/host/auth", "gen/..."}, "the proxy reaches guests through lifecycle"},
+			"gen/...", "internal/rpcx/...", "internal/host/lifecycle", "internal/host/auth", "internal/host/proxy",
+			"internal/host/guestconn", "internal/host/template", "internal/host/events",
+		}, "handlers convert, call, convert; the API is one handler, so the proxy and the callers' rights are put together here"},
+		{"internal/host/proxy", []string{"internal/link", "internal/rpcx", "internal/host/lifecycle", "internal/host/guestconn", "internal/host/auth", "gen/..."}, "the proxy reaches guests through lifecycle"},
 		{"internal/host/auth", []string{"internal/rpcx", "gen/..."}, "a leaf; the services' names come from gen"},
 		{"internal/host/lifecycle", []string{
 			"internal/host/vmm", "internal/host/network", "internal/host/disk", "internal/host/template", "internal/host/kernel",
@@ -83,8 +83,10 @@ func rules() []rule {
 
 		{"internal/guest/agent", []string{"internal/guest/...", "internal/link", "internal/rpcx"}, "the composition root of the guest"},
 		{"internal/guest/rpc", []string{"gen/...", "internal/rpcx", "internal/guest/..."}, "handlers convert, call, convert"},
-		{"internal/guest/process", []string{"gen/process/...", "internal/rpcx", "internal/guest/account"}, "guest packages never know the host"},
-		{"internal/guest/files", []string{"gen/filesystem/...", "internal/rpcx", "internal/guest/account"}, "guest packages never know the host"},
+		{"internal/guest/process/processrpc", []string{"gen/process/...", "internal/rpcx", "internal/guest/process", "internal/guest/account"}, "handlers convert, call, convert"},
+		{"internal/guest/files/filesrpc", []string{"gen/filesystem/...", "internal/rpcx", "internal/guest/files", "internal/guest/account"}, "handlers convert, call, convert"},
+		{"internal/guest/process", []string{"internal/guest/account"}, "domain packages know no protocol"},
+		{"internal/guest/files", []string{"internal/guest/account"}, "domain packages know no protocol"},
 		{"internal/guest/...", []string{"internal/guest/..."}, "guest packages never know the host"},
 
 		{"internal/cli", []string{"gen/..."}, "the CLI talks to the public API only"},
@@ -123,7 +125,7 @@ func packages(t *testing.T) []pkg {
 
 func matches(pattern, path string) bool {
 	if prefix, ok := strings.CutSuffix(pattern, "/..."); ok {
-		return strings.HasPrefix(path, prefix+"/") || path == prefix && strings.HasSuffix(pattern, "gen/...")
+		return path == prefix || strings.HasPrefix(path, prefix+"/")
 	}
 	return pattern == path
 }
@@ -173,7 +175,7 @@ func TestVocabularyIsStandardLibraryOnly(t *testing.T) {
 func TestEveryPackageSaysWhatItIs(t *testing.T) {
 	for _, p := range packages(t) {
 		path := strings.TrimPrefix(p.ImportPath, module)
-		if strings.HasPrefix(path, "gen/") {
+		if strings.HasPrefix(path, "gen/") || strings.HasPrefix(path, "test/spec/gen/") {
 			continue
 		}
 		if p.Doc == "" {

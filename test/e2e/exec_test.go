@@ -105,7 +105,7 @@ func TestPrograms(t *testing.T) {
 		if r := d.Try("exec", "--timeout", "2s", id, "--", "sh", "-c", "echo early; setsid sleep 4242 & wait"); r.Code != 124 || r.Stdout != "early\n" {
 			t.Errorf("%+v", r)
 		}
-		if got := d.Try("exec", id, "--", "pgrep", "-f", "sleep 4242").Stdout; got != "" {
+		if got := d.Try("exec", id, "--", "sh", "-c", "ps | grep '[s]leep 4242'; ps | grep -c '[p]s'").Stdout; got != "1\n" {
 			t.Errorf("still there: %s", got)
 		}
 	})
@@ -237,7 +237,7 @@ func bigFile(t *testing.T, d *harness.Daemon, id, path string, size int64) {
 		t.Errorf("hutchd needed %d KiB", kb)
 	}
 	inside := func(path string) ([]byte, error) {
-		return []byte(d.Hutch("exec", id, "--", "sh", "-c", "cat /proc/$(pgrep -f 'hutch-agent serve')/status")), nil
+		return []byte(d.Hutch("exec", id, "--", "sh", "-c", "cat /proc/$(ps | awk '/[h]utch-agent serve/ {print $1}')/status")), nil
 	}
 	if kb := peakKiB(t, "", inside); kb > 48<<10 {
 		t.Errorf("hutch-agent needed %d KiB", kb)

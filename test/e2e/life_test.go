@@ -40,6 +40,9 @@ func inspect(t *testing.T, d *harness.Daemon, id string) record {
 func wantStatus(t *testing.T, d *harness.Daemon, id, status, reason string) {
 	t.Helper()
 	harness.Eventually(t, 30*time.Second, func() error {
+		if r := d.Try("inspect", id); r.Code != 0 {
+			return errors.New(r.Stderr)
+		}
 		if r := inspect(t, d, id); r.Info.Status != status || !strings.Contains(r.Info.Reason, reason) {
 			return fmt.Errorf("%s is %s (%s), want %s (%s)", id, r.Info.Status, r.Info.Reason, status, reason)
 		}
@@ -52,7 +55,7 @@ func TestSandboxesOutliveTheirDaemon(t *testing.T) {
 	running := d.Create("-m", "128", "--id", "keeps-running")
 	paused := d.Create("-m", "128", "--id", "stays-paused")
 	d.Hutch("pause", paused)
-	d.Hutch("exec", running, "--", "sh", "-c", "echo kept > /root/file; (while :; do date +%s > /tmp/alive; sleep 1; done) >/dev/null 2>&1 &")
+	d.Hutch("exec", running, "--", "sh", "-c", "echo kept > /root/file; (while :; do date +%s > /tmp/new; mv /tmp/new /tmp/alive; sleep 1; done) >/dev/null 2>&1 &")
 	before := inspect(t, d, running)
 	for name, signal := range map[string]os.Signal{"killed": syscall.SIGKILL, "stopped": syscall.SIGTERM} {
 		t.Run(name, func(t *testing.T) {
@@ -104,7 +107,7 @@ func TestDeaths(t *testing.T) {
 		kill           func()
 		status, reason string
 	}{
-		{"VMM killed", func() { syscall.Kill(inspect(t, d, id).VMMPid, syscall.SIGKILL) }, "error", "killed"},
+		{"VMM killed", func() { syscall.Kill(inspect(t, d, id).VMMPid, syscall.SIGKILL) }, "error", "SIGKILL"},
 		{"kernel panics", func() { d.Try("exec", "--timeout", "20s", id, "--", "sh", "-c", "echo c > /proc/sysrq-trigger") }, "error", "panic"},
 		{"guest powers off", func() { d.Try("exec", "--timeout", "20s", id, "--", "poweroff") }, "stopped", ""},
 	} {
@@ -126,13 +129,18 @@ func TestDeaths(t *testing.T) {
 		})
 	}
 	t.Run("agent dies", func(t *testing.T) {
-		d.Try("exec", id, "--", "sh", "-c", "kill -9 $(pgrep -f 'hutch-agent serve')")
+		server := "ps | awk '/[h]utch-agent serve/ {print $1}'"
+		before := d.Hutch("exec", id, "--", "sh", "-c", server)
+		d.Try("exec", id, "--", "kill", "-9", before)
 		harness.Eventually(t, time.Minute, func() error {
 			if r := d.Try("exec", id, "--", "hostname"); r.Stdout != id+"\n" {
 				return fmt.Errorf("%+v", r)
 			}
 			return nil
 		})
+		if after := d.Hutch("exec", id, "--", "sh", "-c", server); after == before || after == "" {
+			t.Errorf("the server was %s and is %s", before, after)
+		}
 		if got := inspect(t, d, id); got.Boots != boots || got.Info.Status != "running" {
 			t.Errorf("%+v", got)
 		}

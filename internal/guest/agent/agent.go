@@ -38,11 +38,23 @@ func Serve() error {
 	// The console is a slow wire, and the host keeps only its end: what is
 	// ordinary is not told.
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	settle(log)
 	a := &agent{log: log, accounts: account.NewFiles("/")}
 	if err := a.build(); err != nil {
 		return err
 	}
 	return a.run()
+}
+
+// settle gives this process its name and makes the kernel spare it when memory
+// runs out. Programs that it starts do not inherit the latter.
+func settle(log *slog.Logger) {
+	syscall.Umask(0o022)
+	for file, value := range map[string]string{"/proc/self/comm": "hutch-agent", "/proc/self/oom_score_adj": "-1000"} {
+		if err := os.WriteFile(file, []byte(value), 0); err != nil {
+			log.Warn("settle", "file", file, "error", err)
+		}
+	}
 }
 
 // agent is the server's parts.

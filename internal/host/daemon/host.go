@@ -130,19 +130,6 @@ func programCheck(name, debian string) rpc.Check {
 	return rpc.Check{Name: name, Result: "ok", Detail: path}
 }
 
-// capacity is what the host has left for sandboxes.
-func capacity(root string) (lifecycle.Capacity, error) {
-	m, err := meminfo()
-	if err != nil {
-		return lifecycle.Capacity{}, err
-	}
-	free, err := freeDisk(root)
-	if err != nil {
-		return lifecycle.Capacity{}, err
-	}
-	return lifecycle.Capacity{MemoryMB: int(m["MemAvailable"] >> 20), DiskMB: int(free >> 20)}, nil
-}
-
 func freeDisk(dir string) (int64, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {

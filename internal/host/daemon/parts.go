@@ -160,12 +160,12 @@ func (p *parts) openSandboxes(context.Context) error {
 		Connect: func(vm vmm.VM, log *slog.Logger) guestconn.Guest {
 			return guestconn.New(guestconn.Params{Dial: vm.DialLink, Done: vm.Done(), Log: log})
 		},
-		Capacity: func() (lifecycle.Capacity, error) { return capacity(p.cfg.Root) },
+		Capacity: lifecycle.HostCapacity(p.cfg.Root),
 		ReclaimJails: func(ctx context.Context, live func(sandbox.ID) bool) error {
 			_, err := p.jail.Reclaim(ctx, func(name string) bool { return live(sandbox.ID(name)) })
 			return err
 		},
-		RunDir: p.cfg.RunDir, DNS: p.network.DNS(), Log: p.log,
+		Cmdline: "quiet", RunDir: p.cfg.RunDir, DNS: p.network.DNS(), Log: p.log,
 		Limits: lifecycle.Limits{
 			MaxSandboxes: l.MaxSandboxes, MaxStarts: starts, MaxQueue: l.MaxQueue, MaxMemoryMB: l.MaxMemoryMB,
 			MinFreeMemoryMB: l.MinFreeMemoryMB, MinFreeDiskMB: l.MinFreeDiskMB,

@@ -55,7 +55,17 @@ func (p *parts) run(ctx context.Context) error {
 	if err := p.sandboxes.Start(ctx); err != nil {
 		return errors.Join(err, closeAll(listeners), api.Close(), p.stopSandboxes(ctx))
 	}
+	if err := p.templates.Reclaim(ctx); err != nil {
+		p.log.Warn("reclaim unfinished builds", "error", err)
+	}
 	p.collect(ctx)
+	kernels := map[string]bool{}
+	for _, v := range p.sandboxes.List() {
+		kernels[v.KernelID] = true
+	}
+	if err := p.kernels.Reclaim(kernels); err != nil {
+		p.log.Warn("collect kernel packs", "error", err)
+	}
 	p.network.Prepare(p.cfg.Slots.Prepared)
 
 	failed := make(chan error, len(listeners))
@@ -116,31 +126,19 @@ func (p *parts) stopSandboxes(ctx context.Context) error {
 	return p.sandboxes.Close(ctx, !p.cfg.StopVMs)
 }
 
-// collect removes images and kernel packs that nothing names any more. It is
+// collect removes images that nothing names any more. It is
 // housekeeping: a failure is told and waits for the next time.
 func (p *parts) collect(ctx context.Context) {
 	ctx, cancel := undo.Detach(ctx)
 	defer cancel()
-	images, kernels := p.inUse()
-	if err := p.templates.Reclaim(ctx); err != nil {
-		p.log.Warn("reclaim unfinished builds", "error", err)
+	images, all := p.sandboxes.ImagesInUse()
+	if !all {
+		p.log.Warn("keep all images: a record that can't be read may name any of them")
+		return
 	}
 	if _, err := p.templates.Collect(ctx, images); err != nil {
 		p.log.Warn("collect images", "error", err)
 	}
-	if err := p.kernels.Reclaim(kernels); err != nil {
-		p.log.Warn("collect kernel packs", "error", err)
-	}
-}
-
-// inUse returns the images and kernel packs that sandboxes name.
-func (p *parts) inUse() (images, kernels map[string]bool) {
-	images, kernels = map[string]bool{}, map[string]bool{}
-	for _, v := range p.sandboxes.List() {
-		images[v.ImageDigest] = true
-		kernels[v.KernelID] = true
-	}
-	return images, kernels
 }
 
 func (p *parts) api(started time.Time) (*rpc.API, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"strings"
 	"syscall"
 
 	"github.com/hutch-run/hutch/internal/host/image"
@@ -19,17 +18,16 @@ var _ rpc.Templates = templates{}
 
 // Build makes a template from a recipe, a reference or a path on the host.
 func (t templates) Build(ctx context.Context, b rpc.BuildTemplate, progress func(step string, done, total int64)) (rpc.TemplateInfo, error) {
-	source := image.Source{Ref: b.Reference, Path: b.HostPath, Platform: b.Platform, DockerConfig: b.DockerConfig}
-	if b.InsecureRegistry {
-		registry, _, _ := strings.Cut(b.Reference, "/")
-		source.PlainHTTP = []string{registry}
+	source := image.Source{Ref: b.Reference, Path: b.HostPath, Platform: b.Platform, Insecure: b.InsecureRegistry}
+	if len(b.DockerConfig) > 0 {
+		source.DockerConfig = b.DockerConfig
 	}
 	return t.make(ctx, template.ImportParams{Name: b.Name, Recipe: b.Recipe, Source: source, Overrides: overrides(b.Defaults), Progress: progress})
 }
 
 // Import makes a template from an archive that the caller sends.
 func (t templates) Import(ctx context.Context, i rpc.ImportTemplate) (rpc.TemplateInfo, error) {
-	source := image.Source{Stream: i.Archive, Platform: i.Platform}
+	source := image.Source{Stream: i.Archive, Platform: i.Platform, Label: "import"}
 	return t.make(ctx, template.ImportParams{Name: i.Name, Source: source, Overrides: overrides(i.Defaults)})
 }
 

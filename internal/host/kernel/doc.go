@@ -12,7 +12,7 @@
 //	kernels/
 //	  current            the id of the current pack
 //	  <id>/pack.json     version, id, release, digests
-//	  <id>/vmlinuz
+//	  <id>/vmlinux       the ELF kernel, unpacked; or as given, when it is no bzImage
 //	  <id>/initrd.cpio   newc: /init (hutch-agent), /dev/console, /modules/NN-name.ko
 //	  <id>/modules.ext4  the content of /lib/modules/<release>
 //

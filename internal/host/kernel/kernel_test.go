@@ -2,9 +2,11 @@ package kernel
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -179,6 +181,38 @@ func TestBuildLeavesNothingOnError(t *testing.T) {
 	left, err := os.ReadDir(filepath.Join(root, "kernels"))
 	if err != nil || len(left) != 0 {
 		t.Errorf("left behind: %v (%v)", left, err)
+	}
+}
+
+// TestKernelsAreUnpacked packs a made-up kernel as bzImages do.
+func TestKernelsAreUnpacked(t *testing.T) {
+	kernel := append([]byte("\x7fELF"), bytes.Repeat([]byte("kernel"), 1000)...)
+	var packed bytes.Buffer
+	z := gzip.NewWriter(&packed)
+	z.Write(kernel)
+	z.Close()
+	image := make([]byte, 1024+100)
+	image[setupSectsOffset] = 1
+	copy(image[headerMagicOffset:], "HdrS")
+	binary.LittleEndian.PutUint32(image[payloadOffset:], 100)
+	binary.LittleEndian.PutUint32(image[payloadLengthOffset:], uint32(packed.Len()+4))
+	image = append(image, packed.Bytes()...)
+	image = binary.LittleEndian.AppendUint32(image, uint32(len(kernel)))
+	if got, err := unpackKernel(append(image, "tail"...)); err != nil || !bytes.Equal(got, kernel) {
+		t.Errorf("unpacked %d bytes, %v", len(got), err)
+	}
+	for name, bad := range map[string][]byte{
+		"empty": nil, "ELF": kernel, "cut off": image[:len(image)-10], "no magic": make([]byte, 4096),
+		"no ELF": append(append([]byte{}, image[:1124]...), make([]byte, 100)...),
+	} {
+		if _, err := unpackKernel(bad); !errors.Is(err, errNotPacked) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	broken := bytes.Clone(image)
+	broken[1124+30] ^= 0xff
+	if got, err := unpackKernel(broken); err == nil && bytes.Equal(got, kernel) {
+		t.Error("a broken payload was unpacked whole")
 	}
 }
 

@@ -12,7 +12,7 @@ type Pack struct {
 	Source      string `json:"source"`  // where the kernel came from, for people
 	AgentDigest string `json:"agent_digest"`
 
-	Kernel  string `json:"-"` // path of vmlinuz
+	Kernel  string `json:"-"` // path of the kernel, unpacked
 	Initrd  string `json:"-"` // path of the initramfs that carries hutch-agent
 	Modules string `json:"-"` // path of the ext4 disk of /lib/modules/<release>
 }

@@ -66,7 +66,7 @@ func (s *Store) Get(id string) (Pack, error) {
 }
 
 func (p Pack) at(dir string) Pack {
-	p.Kernel = filepath.Join(dir, "vmlinuz")
+	p.Kernel = filepath.Join(dir, "vmlinux")
 	p.Initrd = filepath.Join(dir, "initrd.cpio")
 	p.Modules = filepath.Join(dir, "modules.ext4")
 	return p
@@ -89,7 +89,7 @@ func (s *Store) Build(ctx context.Context, src Source, agent string) (Pack, erro
 	if err != nil {
 		return Pack{}, err
 	}
-	if err := copyFile(p.Kernel, src.Kernel); err != nil {
+	if err := writeKernel(p.Kernel, src.Kernel); err != nil {
 		return Pack{}, err
 	}
 	if err := writeModulesDisk(p.Modules, src.Modules); err != nil {
@@ -231,23 +231,6 @@ func copyModules(dir string, files []string) ([]string, error) {
 		out = append(out, to)
 	}
 	return out, nil
-}
-
-func copyFile(to, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return fmt.Errorf("copy kernel: %w", err)
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return fmt.Errorf("copy kernel: %w", err)
-	}
-	_, err = io.Copy(out, in)
-	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
-		return fmt.Errorf("copy kernel: %w", err)
-	}
-	return nil
 }
 
 func digestFile(path string) (string, error) {
