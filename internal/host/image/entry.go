@@ -8,6 +8,9 @@ import (
 	"github.com/hutch-run/hutch/internal/fault"
 )
 
+// oldRegular is what old archives have for tar.TypeReg.
+const oldRegular = '\x00'
+
 // kind is what an entry of a layer is. The first five are also what an inode
 // can be.
 type kind uint8
@@ -164,7 +167,7 @@ func (lr *layerReader) newEntry(h *tar.Header) (*entry, error) {
 		return &entry{path: target, kind: k}, nil
 	}
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // old archives have TypeRegA
+	case tar.TypeReg, oldRegular, tar.TypeCont, tar.TypeGNUSparse:
 		k = kindFile
 	case tar.TypeDir:
 		k = kindDir

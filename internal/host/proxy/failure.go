@@ -68,38 +68,38 @@ func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, err error, f Fail
 // lost answers r, whose way to the guest of v failed with cause. What the
 // sandbox is by now tells more than the cause can.
 func (p *Proxy) lost(w http.ResponseWriter, r *http.Request, v visit, cause error) {
-	err, f := p.judge(r.Context(), v, cause)
+	f, err := p.judge(r.Context(), v, cause)
 	p.log.DebugContext(r.Context(), "proxied request failed",
 		"sandbox_id", v.sandbox, "port", v.port, "failure", string(f), "err", cause)
 	p.refuse(w, r, err, f)
 }
 
-func (p *Proxy) judge(ctx context.Context, v visit, cause error) (error, Failure) {
+func (p *Proxy) judge(ctx context.Context, v visit, cause error) (Failure, error) {
 	switch {
 	case p.open.Err() != nil:
-		return fault.New(fault.Unavailable, "hutchd is stopping"), ""
+		return "", fault.New(fault.Unavailable, "hutchd is stopping")
 	case ctx.Err() != nil:
-		return fault.As(fault.Of(ctx.Err()), ctx.Err()), ""
+		return "", fault.As(fault.Of(ctx.Err()), ctx.Err())
 	}
 	view, err := p.sandboxes.Get(string(v.sandbox))
 	if fault.Is(err, fault.NotFound) || (err == nil && view.ID != v.sandbox) {
-		return fault.New(fault.NotFound, "sandbox %s is gone", v.sandbox), NotFound
+		return NotFound, fault.New(fault.NotFound, "sandbox %s is gone", v.sandbox)
 	}
 	if err == nil && view.State != sandbox.Running {
-		return fault.New(fault.Precondition, "sandbox %s is %s", v.sandbox, view.State), NotRunning
+		return NotRunning, fault.New(fault.Precondition, "sandbox %s is %s", v.sandbox, view.State)
 	}
 	var dial *dialError
 	switch {
 	case !errors.As(cause, &dial):
 	case fault.Is(dial.err, fault.Exhausted):
-		return fault.New(fault.Exhausted, "sandbox %s takes no more connections: %v", v.sandbox, cause), TooMany
+		return TooMany, fault.New(fault.Exhausted, "sandbox %s takes no more connections: %v", v.sandbox, cause)
 	case portClosed(dial.err):
-		return fault.New(fault.Unavailable, "nothing listens on port %d of sandbox %s", v.port, v.sandbox), PortClosed
+		return PortClosed, fault.New(fault.Unavailable, "nothing listens on port %d of sandbox %s", v.port, v.sandbox)
 	}
 	if errors.Is(cause, io.EOF) || errors.Is(cause, io.ErrUnexpectedEOF) {
 		cause = errors.New("the connection ended before an answer")
 	}
-	return fault.New(fault.Unavailable, "reach sandbox %s: %v", v.sandbox, cause), Unreachable
+	return Unreachable, fault.New(fault.Unavailable, "reach sandbox %s: %v", v.sandbox, cause)
 }
 
 // dialError marks an error of opening a port, to tell it from what happens on
