@@ -72,7 +72,7 @@ func (a *agent) build() error {
 	a.clock = clock.New(clock.System(a.log), a.log)
 	a.identity = keepIdentity(identity.New(identity.Params{
 		Kernel: identity.System(), Links: identity.NetlinkLinks(), Clock: a.clock, Log: a.log,
-	}), a.log)
+	}), defaultsFile, a.log)
 	var err error
 	if a.table, err = process.New(process.Params{
 		Log: a.log, Accounts: a.accounts, Defaults: a.identity, CgroupRoot: boot.ProcessCgroup,

@@ -30,14 +30,13 @@ type defaults struct {
 type keptIdentity struct {
 	*identity.Identity
 	file string
-	log  *slog.Logger
 
 	mu   sync.Mutex
 	kept *defaults // guarded by mu; nil once this server was configured
 }
 
-func keepIdentity(i *identity.Identity, log *slog.Logger) *keptIdentity {
-	k := &keptIdentity{Identity: i, file: defaultsFile, log: log}
+func keepIdentity(i *identity.Identity, file string, log *slog.Logger) *keptIdentity {
+	k := &keptIdentity{Identity: i, file: file}
 	b, err := os.ReadFile(k.file)
 	if errors.Is(err, os.ErrNotExist) {
 		return k

@@ -42,7 +42,7 @@ func Setup(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log *
 	// The lock keeps a hutchd from serving a root that is being made.
 	s, err := store.Open(cfg.Root, log)
 	if err != nil {
-		return setupLater(cfg, err)
+		return setupBeside(cfg, o, out, log, err)
 	}
 	err = prepare(ctx, cfg, o, out, log)
 	if closeErr := s.Close(); err == nil {
@@ -51,12 +51,33 @@ func Setup(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log *
 	return err
 }
 
-// setupLater says what to do when a hutchd has the root.
-func setupLater(cfg Config, err error) error {
-	if fault.Is(err, fault.Precondition) {
-		return fmt.Errorf("%w; templates of a running hutchd are made with: hutch template build NAME", err)
+// setupBeside is setup while a hutchd has the root: nothing can be made, and
+// nothing needs to be when it is all there.
+func setupBeside(cfg Config, o SetupOptions, out io.Writer, log *slog.Logger, locked error) error {
+	if !fault.Is(locked, fault.Precondition) {
+		return fmt.Errorf("prepare %s: %w", cfg.Root, locked)
 	}
-	return fmt.Errorf("prepare %s: %w", cfg.Root, err)
+	kernels, err := kernel.Open(cfg.Root)
+	if err != nil {
+		return err
+	}
+	pack, packErr := kernels.Current()
+	templates, err := template.Open(template.Params{Root: cfg.Root, Log: log})
+	if err != nil {
+		return err
+	}
+	t, _, templateErr := templates.Resolve(sandbox.DefaultTemplate)
+	if packErr == nil && templateErr == nil && !o.Force && o.Kernel == "" {
+		printPrepared(out, pack, t)
+		return nil
+	}
+	return fmt.Errorf("%w; stop it for setup (sandboxes go on running), or make templates with: hutch template build NAME", locked)
+}
+
+// printPrepared tells what a prepared root has.
+func printPrepared(out io.Writer, pack kernel.Pack, t template.Template) {
+	fmt.Fprintf(out, "kernel pack   %s (%s)\n", pack.ID, pack.Release)
+	fmt.Fprintf(out, "template      %s (%.19s, %d MiB)\n", t.Name, t.ImageDigest, t.SizeBytes>>20)
 }
 
 func prepare(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log *slog.Logger) error {
@@ -71,7 +92,6 @@ func prepare(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "kernel pack   %s (%s)\n", pack.ID, pack.Release)
 	templates, err := template.Open(template.Params{Root: cfg.Root, Log: log})
 	if err != nil {
 		return err
@@ -84,7 +104,7 @@ func prepare(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "template      %s (%s, %d MiB)\n", t.Name, t.ImageDigest[:19], t.SizeBytes>>20)
+	printPrepared(out, pack, t)
 	return nil
 }
 

@@ -1,0 +1,42 @@
+package agent
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hutch-run/hutch/internal/guest/identity"
+)
+
+// TestDefaultsOutliveTheServer writes what one server was told and reads it as
+// the next one does.
+func TestDefaultsOutliveTheServer(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "hutch/defaults.json")
+	log := slog.New(slog.DiscardHandler)
+	next := func() *keptIdentity { return keepIdentity(&identity.Identity{}, file, log) }
+	if k := next(); k.before() != nil {
+		t.Errorf("a first server knows %+v", k.before())
+	}
+	want := defaults{1, map[string]string{"A": "1"}, "user", "/srv"}
+	if err := writeDefaults(file, want); err != nil {
+		t.Fatal(err)
+	}
+	k := next()
+	if cmp.Diff(want.Env, k.Env()) != "" || k.User() != want.User || k.Cwd() != want.Cwd {
+		t.Errorf("the next server says %v %q %q", k.Env(), k.User(), k.Cwd())
+	}
+	for name, content := range map[string]string{"garbage": "{", "newer": `{"version":2,"user":"x"}`} {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if k := next(); k.before() != nil {
+			t.Errorf("%s was believed: %+v", name, k.before())
+		}
+	}
+	if fi, err := os.Stat(filepath.Dir(file)); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("directory %v, %v", fi, err)
+	}
+}
