@@ -126,14 +126,24 @@ func (a *agent) powerOnSignal(ctx context.Context) {
 	}
 }
 
+// Where the services belong that are built by their first request; a test holds
+// them to what the services say.
+const (
+	processPath = "/process.Process/"
+	filesPath   = "/filesystem.Filesystem/"
+)
+
 func (a *agent) handler() http.Handler {
 	options := rpcx.HandlerOptions(a.log)
 	plain := filesrpc.NewHTTP(a.files, a.log)
 	mounts := []rpc.Mount{{Path: "/files", Handler: plain}, {Path: "/files/", Handler: plain}}
-	path, handler := processrpc.New(a.table).Mount(options...)
-	mounts = append(mounts, rpc.Mount{Path: path, Handler: handler})
-	path, handler = filesrpc.New(a.files).Mount(options...)
-	mounts = append(mounts, rpc.Mount{Path: path, Handler: handler})
+	mounts = append(mounts, rpc.Lazy(processPath, func() http.Handler {
+		_, handler := processrpc.New(a.table).Mount(options...)
+		return handler
+	}), rpc.Lazy(filesPath, func() http.Handler {
+		_, handler := filesrpc.New(a.files).Mount(options...)
+		return handler
+	}))
 	return rpc.New(rpc.Params{
 		Log: a.log, Version: version.Version, Clock: a.clock, Info: sysinfo.Reader{Root: "/"},
 		Power: a.power, Identity: a.identity, Mounts: mounts,

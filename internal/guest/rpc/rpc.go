@@ -60,7 +60,11 @@ type Params struct {
 func New(p Params) http.Handler {
 	mux := http.NewServeMux()
 	options := rpcx.HandlerOptions(p.Log)
-	mux.Handle(arcboxv1connect.NewAgentServiceHandler(&agentService{p}, options...))
+	agent := Lazy("/"+arcboxv1connect.AgentServiceName+"/", func() http.Handler {
+		_, handler := arcboxv1connect.NewAgentServiceHandler(&agentService{p}, options...)
+		return handler
+	})
+	mux.Handle(agent.Path, agent.Handler)
 	mux.Handle(guestv1connect.NewGuestServiceHandler(&guestService{p}, options...))
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
