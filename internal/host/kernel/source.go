@@ -33,10 +33,15 @@ func Files(kernel, modules string) (Source, error) {
 const debianPackage = "linux-image-cloud-amd64"
 
 // FetchDebian downloads Debian's cloud kernel through apt and unpacks it below
-// dir, without installing it. It needs apt, dpkg and kmod, and a package list
-// that is not empty.
+// dir, without installing it. It needs apt, dpkg and kmod; package lists that
+// do not know the kernel are fetched anew.
 func FetchDebian(ctx context.Context, dir string) (Source, error) {
 	name, err := resolveDebian(ctx)
+	if err != nil {
+		if _, err = run(ctx, dir, "apt-get", "update"); err == nil {
+			name, err = resolveDebian(ctx)
+		}
+	}
 	if err != nil {
 		return Source{}, err
 	}
@@ -67,14 +72,14 @@ func FetchDebian(ctx context.Context, dir string) (Source, error) {
 func resolveDebian(ctx context.Context) (string, error) {
 	out, err := run(ctx, "/", "apt-cache", "depends", "--important", debianPackage)
 	if err != nil {
-		return "", fmt.Errorf("%w (run apt-get update?)", err)
+		return "", err
 	}
 	for line := range strings.Lines(out) {
 		if _, name, ok := strings.Cut(strings.TrimSpace(line), "Depends: "); ok && strings.HasPrefix(name, "linux-image-") {
 			return name, nil
 		}
 	}
-	return "", fmt.Errorf("apt knows no %s: run apt-get update, or give a kernel and a modules directory", debianPackage)
+	return "", fmt.Errorf("apt knows no %s: give a kernel and a modules directory instead", debianPackage)
 }
 
 // run runs a tool and returns what it printed; its error carries the tool's
