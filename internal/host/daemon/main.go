@@ -118,6 +118,9 @@ func setupCommand(f *flags, errOut io.Writer) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if cfg.LogLevel == DefaultConfig().LogLevel {
+				cfg.LogLevel = "warn" // setup tells its steps by itself
+			}
 			return Setup(c.Context(), cfg, o, errOut, newLogger(cfg, errOut))
 		},
 	}

@@ -39,8 +39,6 @@ func Setup(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log *
 			return err
 		}
 	}
-	// The steps are told on out; the log is for what is out of the ordinary.
-	log = slog.New(atLeast{log.Handler(), slog.LevelWarn})
 	// The lock keeps a hutchd from serving a root that is being made.
 	s, err := store.Open(cfg.Root, log)
 	if err != nil {
@@ -181,15 +179,4 @@ func (s *stepPrinter) step(step string, _, _ int64) {
 		fmt.Fprintln(s.out, " ", step)
 		s.last = step
 	}
-}
-
-// atLeast lets only records from a level on through.
-type atLeast struct {
-	slog.Handler
-	level slog.Level
-}
-
-// Enabled reports whether records of level l are let through.
-func (a atLeast) Enabled(ctx context.Context, l slog.Level) bool {
-	return l >= a.level && a.Handler.Enabled(ctx, l)
 }
