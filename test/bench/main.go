@@ -38,7 +38,7 @@ type plan struct {
 
 func fullPlan() plan {
 	return plan{
-		Creates: 15, Execs: 150, CLIExecs: 30, Copies: 9, CopyBytes: 64 << 20, Pauses: 200,
+		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 9, CopyBytes: 64 << 20, Pauses: 200,
 		Sandboxes: []int{0, 1, 10, 20}, IdleSec: 30, MemoryMB: 128, DiskSizeMB: 5120,
 	}
 }
@@ -55,10 +55,17 @@ func main() {
 	root := flag.String("root", ".cache/root", "prepared `directory` to take kernel, image and template from")
 	out := flag.String("out", "docs", "`directory` for benchmarks.md and benchmarks/samples.json")
 	quick := flag.Bool("quick", false, "few samples, to try the benchmark itself")
+	idle := flag.String("idle", "", "`numbers` of idle sandboxes to look at hutchd with, such as 0,1,10")
 	flag.Parse()
 	p := fullPlan()
 	if *quick {
 		p = quickPlan()
+	}
+	if *idle != "" {
+		p.Sandboxes = nil
+		for _, n := range numbers(strings.ReplaceAll(*idle, ",", " ")) {
+			p.Sandboxes = append(p.Sandboxes, int(n))
+		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, *root, *out, p)
