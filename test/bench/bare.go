@@ -142,7 +142,8 @@ func startBare(ctx context.Context, p barePlan) (*bare, error) {
 	b := &bare{dir: dir, ended: make(chan struct{})}
 	if err := b.start(ctx, p); err != nil {
 		tail, _ := os.ReadFile(filepath.Join(dir, "console.log"))
-		err = fmt.Errorf("bare machine: %w; its console ends:\n%s", err, tail[max(0, len(tail)-2000):])
+		said, _ := os.ReadFile(filepath.Join(dir, "qemu.log"))
+		err = fmt.Errorf("bare machine: %w; QEMU said %q, the console ends:\n%s", err, said, tail[max(0, len(tail)-2000):])
 		return nil, errors.Join(err, b.end())
 	}
 	return b, nil

@@ -152,6 +152,13 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	kernels, err := filepath.Glob(filepath.Join(pack, "vmlinu[xz]"))
+	if err != nil {
+		return err
+	}
+	if len(kernels) != 1 {
+		return fmt.Errorf("%d kernels in %s, want one", len(kernels), pack)
+	}
 	images, err := filepath.Glob(filepath.Join(b.host.root, "images/*/rootfs.ext4"))
 	if err != nil {
 		return err
@@ -160,7 +167,7 @@ func (b *bench) prepare(ctx context.Context) error {
 		return fmt.Errorf("%d images in %s, want that of the template minimal only", len(images), b.host.root)
 	}
 	b.bare = barePlan{
-		argv: argv, kernel: filepath.Join(pack, "vmlinuz"), initrd: initrd, pack: pack, scratch: b.scratch,
+		argv: argv, kernel: kernels[0], initrd: initrd, pack: pack, scratch: b.scratch,
 		disks: map[string]string{
 			"root": images[0], "modules": filepath.Join(pack, "modules.ext4"),
 			"data": filepath.Join(b.host.root, "blank", fmt.Sprintf("%d-v1.img", b.plan.DiskSizeMB)),
