@@ -146,3 +146,13 @@ func (c *client) resolve(ctx context.Context, arg string) (string, error) {
 	}
 	return r.GetInfo().GetSandboxId(), nil
 }
+
+// sandbox returns a client and the full id of the sandbox that arg names.
+func (a *App) sandbox(ctx context.Context, arg string) (*client, string, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, "", err
+	}
+	id, err := c.resolve(ctx, arg)
+	return c, id, err
+}

@@ -32,11 +32,7 @@ func (a *App) cpCommand() *cobra.Command {
 			if (from.sandbox == "") == (to.sandbox == "") {
 				return errors.New("exactly one of SOURCE and DESTINATION must be SANDBOX:PATH")
 			}
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			id, err := cl.resolve(cmd.Context(), from.sandbox+to.sandbox)
+			cl, id, err := a.sandbox(cmd.Context(), from.sandbox+to.sandbox)
 			if err != nil {
 				return err
 			}

@@ -25,11 +25,7 @@ func (a *App) execCommand() *cobra.Command {
 			if len(argv) == 0 {
 				return errors.New("name a program to run")
 			}
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			id, err := cl.resolve(cmd.Context(), args[0])
+			cl, id, err := a.sandbox(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -49,11 +45,7 @@ func (a *App) shellCommand() *cobra.Command {
 		Short: "Open a terminal in a sandbox",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			id, err := cl.resolve(cmd.Context(), args[0])
+			cl, id, err := a.sandbox(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

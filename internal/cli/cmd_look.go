@@ -81,11 +81,7 @@ func (a *App) logsCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "logs [flags] SANDBOX", Short: "Print the console of a sandbox", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			id, err := cl.resolve(cmd.Context(), args[0])
+			cl, id, err := a.sandbox(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -24,11 +24,7 @@ func (a *App) portCommand() *cobra.Command {
 		Example: "  hutch port sb-12 8080\n  hutch port sb-12 9000:80 5432",
 		Args:    cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			id, err := cl.resolve(cmd.Context(), args[0])
+			cl, id, err := a.sandbox(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -94,11 +94,7 @@ func (a *App) waitCommand() *cobra.Command {
 		Short: "Wait until a sandbox no longer runs, or is in a given state",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			id, err := cl.resolve(cmd.Context(), args[0])
+			cl, id, err := a.sandbox(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
