@@ -124,6 +124,11 @@ func callError(what string, err error) error {
 		// The RPC library calls an answer that was cut off the peer's mistake.
 		class = fault.Unavailable
 	}
+	if class == fault.Unauthenticated {
+		// Who may call is hutchd's to say: a guest must not make its callers
+		// look for other credentials.
+		class = fault.Internal
+	}
 	return fault.New(class, "%s: %w", what, err)
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/rpcx"
 )
 
 func TestFake(t *testing.T) {
@@ -43,5 +44,15 @@ func TestFake(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"Ready", "Ready", "Memory", "Exec", "Configure", "Close", "Ready"}, f.Calls()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestGuestCannotAskForCredentials(t *testing.T) {
+	err := callError("exec", rpcx.ToConnect(fault.New(fault.Unauthenticated, "who are you")))
+	if fault.Of(err) != fault.Internal {
+		t.Errorf("class %s: %v", fault.Of(err), err)
+	}
+	if err := callError("exec", rpcx.ToConnect(fault.New(fault.NotFound, "no ls"))); fault.Of(err) != fault.NotFound {
+		t.Errorf("class %s: %v", fault.Of(err), err)
 	}
 }
