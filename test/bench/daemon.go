@@ -160,8 +160,8 @@ func (d *daemon) cli(ctx context.Context, args ...string) error {
 	return nil
 }
 
-func (d *daemon) process(id string) processpbconnect.ProcessClient {
-	return processpbconnect.NewProcessClient(d.http, "http://localhost/sandboxes/"+id)
+func (d *daemon) process(id string, options ...connect.ClientOption) processpbconnect.ProcessClient {
+	return processpbconnect.NewProcessClient(d.http, "http://localhost/sandboxes/"+id, options...)
 }
 
 // commandLine returns the arguments of a running process.

@@ -38,7 +38,7 @@ type plan struct {
 
 func fullPlan() plan {
 	return plan{
-		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 9, CopyBytes: 64 << 20, Pauses: 200,
+		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 7, CopyBytes: 32 << 20, Pauses: 200,
 		Sandboxes: []int{0, 1, 10, 20}, IdleSec: 30, MemoryMB: 128, DiskSizeMB: 5120,
 	}
 }

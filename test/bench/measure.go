@@ -12,6 +12,7 @@ import (
 
 	hostagentv1 "github.com/hutch-run/hutch/gen/hostagent/v1"
 	processpb "github.com/hutch-run/hutch/gen/process"
+	"github.com/hutch-run/hutch/gen/process/processpbconnect"
 )
 
 // create makes a sandbox and tells how long the reply took.
@@ -127,7 +128,14 @@ func (b *bench) measureRunning(ctx context.Context) (err error) {
 	program := []string{"/bin/dd", "if=/dev/zero", "bs=64k", fmt.Sprintf("count=%d", b.plan.CopyBytes>>16)}
 	b.report.Copy, err = pairs(b.plan.Copies, 1, func() error {
 		return m.receive("copy "+strings.Join(program, " "), b.plan.CopyBytes)
-	}, func() error { return b.stream(ctx, id, program) })
+	}, func() error { return b.stream(ctx, b.host.process(id, connect.WithAcceptCompression("gzip", nil, nil)), program) })
+	if err != nil {
+		return err
+	}
+	say("  output to a client that takes gzip")
+	b.report.CopyGzip, err = pairs(b.plan.Copies, 1, func() error {
+		return m.receive("copy "+strings.Join(program, " "), b.plan.CopyBytes)
+	}, func() error { return b.stream(ctx, b.host.process(id), program) })
 	if err != nil {
 		return err
 	}
@@ -143,9 +151,9 @@ func (b *bench) measureRunning(ctx context.Context) (err error) {
 }
 
 // stream receives the output of a program by the streaming process API.
-func (b *bench) stream(ctx context.Context, id string, program []string) error {
+func (b *bench) stream(ctx context.Context, process processpbconnect.ProcessClient, program []string) error {
 	stdin := false
-	events, err := b.host.process(id).Start(ctx, connect.NewRequest(&processpb.StartRequest{
+	events, err := process.Start(ctx, connect.NewRequest(&processpb.StartRequest{
 		Process: &processpb.ProcessConfig{Cmd: program[0], Args: program[1:]}, Stdin: &stdin,
 	}))
 	if err != nil {

@@ -34,6 +34,7 @@ type report struct {
 	Exec     []sample       `json:"exec"`
 	CLIExec  []sample       `json:"cli_exec"`
 	Copy     []sample       `json:"copy"`
+	CopyGzip []sample       `json:"copy_gzip"`
 	Pause    []sample       `json:"pause_resume"`
 	Idle     []idleSample   `json:"hutchd_idle"`
 	Guest    guestSample    `json:"guest_agent"`
