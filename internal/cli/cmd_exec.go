@@ -45,6 +45,9 @@ func (a *App) shellCommand() *cobra.Command {
 		Short: "Open a terminal in a sandbox",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !isTerminal(a.In) {
+				return errors.New("shell needs a terminal: use hutch exec -i SANDBOX -- sh for piped input")
+			}
 			cl, id, err := a.sandbox(cmd.Context(), args[0])
 			if err != nil {
 				return err

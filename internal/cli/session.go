@@ -72,10 +72,11 @@ func (s session) run(ctx context.Context, a *App, c *client, id string) error {
 			return ended(end)
 		}
 	}
-	if err := stream.Err(); err != nil {
+	err = stream.Err()
+	if pump == nil && err != nil {
 		return startError(err)
 	}
-	return errors.New("the connection ended before the program did; it may still run")
+	return brokenOff(err)
 }
 
 func (s session) request(a *App) *processpb.StartRequest {
@@ -117,6 +118,21 @@ func ended(e *processpb.ProcessEvent_EndEvent) error {
 		return exitStatus{code: int(e.GetExitCode()) & 0xff}
 	}
 	return nil
+}
+
+// brokenOff says that a program's stream ended without the program's end.
+// Errors with a text of hutchd's or the guest's own are kept.
+func brokenOff(err error) error {
+	const lost = "the connection to the program broke off, its end is not known: the guest, its agent or hutchd died or was restarted"
+	switch connect.CodeOf(err) {
+	case connect.CodeUnknown, connect.CodeInternal, connect.CodeUnavailable:
+		if err == nil {
+			return errors.New(lost)
+		}
+		return fmt.Errorf("%s (%w)", lost, err)
+	default:
+		return err
+	}
 }
 
 // startError gives the failures to start a program docker's exit codes.

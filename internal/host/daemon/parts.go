@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -49,23 +50,17 @@ type parts struct {
 }
 
 // build makes all parts. On error those already made are ended again.
-func build(ctx context.Context, cfg Config, log *slog.Logger) (p *parts, err error) {
-	p = &parts{cfg: cfg, log: log}
-	defer func() {
-		if err != nil {
-			if undoErr := p.closing.Run(ctx); undoErr != nil {
-				log.Error("end what was started", "error", undoErr)
-			}
-		}
-	}()
+func build(ctx context.Context, cfg Config, log *slog.Logger) (*parts, error) {
+	p := &parts{cfg: cfg, log: log}
 	for _, step := range []func(context.Context) error{
 		p.openStore, p.openKernels, p.openNetwork, p.openDriver, p.openSandboxes,
 	} {
-		if err := step(ctx); err != nil {
-			return nil, err
+		err := step(ctx)
+		if cause := context.Cause(ctx); err == nil && cause != nil {
+			err = fmt.Errorf("start hutchd: %w", cause)
 		}
-		if err := context.Cause(ctx); err != nil {
-			return nil, fmt.Errorf("start hutchd: %w", err)
+		if err != nil {
+			return nil, errors.Join(err, p.closing.Run(ctx))
 		}
 	}
 	return p, nil

@@ -14,6 +14,7 @@
 //	  <id>/pack.json     version, id, release, digests
 //	  <id>/vmlinux       the ELF kernel, unpacked; or as given, when it is no bzImage
 //	  <id>/initrd.cpio   newc: /init (hutch-agent), /dev/console, /modules/NN-name.ko
+//	  <id>/boot-modules/ what of the modules is in the initramfs, for the next agent
 //	  <id>/modules.ext4  the content of /lib/modules/<release>
 //
 // Tested by unit tests on made-up module trees, and on the real kernel where

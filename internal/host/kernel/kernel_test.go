@@ -169,6 +169,23 @@ func TestCurrentWithoutPackSaysWhatToDo(t *testing.T) {
 	}
 }
 
+func TestPackThatMissesAPartSaysWhatToDo(t *testing.T) {
+	s, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Build(context.Background(), fakeSource(t), writeAgent(t, "agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(p.Kernel); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Current(); !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "setup") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestBuildLeavesNothingOnError(t *testing.T) {
 	root := t.TempDir()
 	s, err := Open(root)

@@ -62,7 +62,13 @@ func (s *Store) Get(id string) (Pack, error) {
 	if p.Version != Version {
 		return Pack{}, fault.New(fault.Precondition, "kernel pack %s has format %d, this hutchd reads %d: run hutchd setup", id, p.Version, Version)
 	}
-	return p.at(dir), nil
+	p = p.at(dir)
+	for _, part := range []string{p.Kernel, p.Initrd, p.Modules} {
+		if _, err := os.Stat(part); err != nil {
+			return Pack{}, fault.New(fault.Precondition, "kernel pack %s is not whole: run hutchd setup: %w", id, err)
+		}
+	}
+	return p, nil
 }
 
 func (p Pack) at(dir string) Pack {
