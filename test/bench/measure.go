@@ -128,7 +128,9 @@ func (b *bench) measureRunning(ctx context.Context) (err error) {
 	program := []string{"/bin/dd", "if=/dev/zero", "bs=64k", fmt.Sprintf("count=%d", b.plan.CopyBytes>>16)}
 	b.report.Copy, err = pairs(b.plan.Copies, 1, func() error {
 		return m.receive("copy "+strings.Join(program, " "), b.plan.CopyBytes)
-	}, func() error { return b.stream(ctx, b.host.process(id, connect.WithAcceptCompression("gzip", nil, nil)), program) })
+	}, func() error {
+		return b.stream(ctx, b.host.process(id, connect.WithAcceptCompression("gzip", nil, nil)), program)
+	})
 	if err != nil {
 		return err
 	}
