@@ -148,8 +148,12 @@ func (a *App) printEvent(m *hostagentv1.WatchEventsResponse) error {
 	if e == nil {
 		return nil
 	}
+	previous := e.GetPrevious()
+	if previous == "" {
+		previous = "(new)"
+	}
 	_, err := fmt.Fprintf(a.Out, "%d\t%s\t%s\t%s -> %s\t%s\t%s\n", e.GetSequence(), time.UnixMilli(e.GetTimeMs()).Format(time.RFC3339),
-		e.GetSandboxId(), e.GetPrevious(), e.GetStatus(), e.GetCause(), e.GetMessage())
+		e.GetSandboxId(), previous, e.GetStatus(), e.GetCause(), e.GetMessage())
 	return err
 }
 
