@@ -56,7 +56,15 @@ func main() {
 	out := flag.String("out", "docs", "`directory` for benchmarks.md and benchmarks/samples.json")
 	quick := flag.Bool("quick", false, "few samples, to try the benchmark itself")
 	idle := flag.String("idle", "", "`numbers` of idle sandboxes to look at hutchd with, such as 0,1,10")
+	again := flag.Bool("text", false, "measure nothing: write benchmarks.md again from samples.json")
 	flag.Parse()
+	if *again {
+		if err := rewrite(*out); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	p := fullPlan()
 	if *quick {
 		p = quickPlan()

@@ -177,3 +177,19 @@ func writeWhole(path string, content []byte) error {
 	}
 	return os.Rename(tmp, path)
 }
+
+// rewrite writes benchmarks.md from the samples that are there.
+func rewrite(dir string) error {
+	raw, err := os.ReadFile(filepath.Join(dir, "benchmarks/samples.json"))
+	if err != nil {
+		return err
+	}
+	var r report
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return fmt.Errorf("read samples.json: %w", err)
+	}
+	if r.Version != 1 {
+		return fmt.Errorf("samples.json has format %d, want 1", r.Version)
+	}
+	return writeWhole(filepath.Join(dir, "benchmarks.md"), []byte(r.text()))
+}
