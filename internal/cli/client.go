@@ -88,13 +88,15 @@ func (a *App) client() (*client, error) {
 	protocols.SetHTTP2(t.tls)
 	protocols.SetUnencryptedHTTP2(!t.tls)
 	transport := &http.Transport{
-		Protocols: &protocols,
+		Protocols: &protocols, DisableCompression: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			d := net.Dialer{Timeout: 10 * time.Second}
 			return d.DialContext(ctx, t.network, t.address)
 		},
 	}
 	c := &client{target: t, token: token, http: &http.Client{Transport: &authorizer{token, transport}}}
+	// Compressing would cost a guest more than the way to it gains.
+	c.options = []connect.ClientOption{connect.WithAcceptCompression("gzip", nil, nil)}
 	c.host = hostagentv1connect.NewHostAgentServiceClient(c.http, t.base, c.options...)
 	c.sandboxes = hostagentv1connect.NewSandboxServiceClient(c.http, t.base, c.options...)
 	c.templates = hostagentv1connect.NewTemplateServiceClient(c.http, t.base, c.options...)

@@ -96,8 +96,9 @@ func TestMissingVMWithoutQEMU(t *testing.T) {
 func TestCheckGoroutinesReportsALeak(t *testing.T) {
 	r := &recorder{}
 	CheckGoroutines(r)
-	stop := make(chan struct{})
-	go leakOnPurpose(stop)
+	started, stop := make(chan struct{}), make(chan struct{})
+	go leakOnPurpose(started, stop)
+	<-started
 	before := map[string]bool{}
 	left := leftover(before, 0)
 	close(stop)
@@ -110,7 +111,10 @@ func TestCheckGoroutinesReportsALeak(t *testing.T) {
 	}
 }
 
-func leakOnPurpose(stop <-chan struct{}) { <-stop }
+func leakOnPurpose(started chan<- struct{}, stop <-chan struct{}) {
+	close(started)
+	<-stop
+}
 
 func TestParseStacks(t *testing.T) {
 	dump := strings.Join([]string{

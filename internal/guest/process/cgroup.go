@@ -325,6 +325,13 @@ func (gr *group) pids() []int {
 	return pids
 }
 
+// alone reports whether the group and those below it hold one thread at most.
+func (gr *group) alone() bool {
+	data, err := os.ReadFile(filepath.Join(gr.dir, "pids.current"))
+	n, numErr := strconv.Atoi(strings.TrimSpace(string(data)))
+	return err == nil && numErr == nil && n <= 1
+}
+
 func (gr *group) oomKilled() bool {
 	data, _ := os.ReadFile(filepath.Join(gr.dir, "memory.events"))
 	return oomKills(string(data))
