@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hutch-run/hutch/internal/host/disk"
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
 	"github.com/hutch-run/hutch/internal/host/network"
 	"github.com/hutch-run/hutch/internal/host/rpc"
@@ -176,7 +177,7 @@ func (p *parts) stats(ctx context.Context, id sandbox.ID) (rpc.Stats, error) {
 			return s, err
 		}
 	}
-	if s.Disk, err = allocated(p.store.DataDisk(v.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if s.Disk, err = disk.Allocated(p.store.DataDisk(v.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return s, err
 	}
 	if v.Slot > 0 {

@@ -2,10 +2,8 @@ package daemon
 
 import (
 	"context"
-	"fmt"
-	"os"
-	"syscall"
 
+	"github.com/hutch-run/hutch/internal/host/disk"
 	"github.com/hutch-run/hutch/internal/host/image"
 	"github.com/hutch-run/hutch/internal/host/rpc"
 	"github.com/hutch-run/hutch/internal/host/template"
@@ -88,19 +86,6 @@ func (t templates) info(one template.Template) (rpc.TemplateInfo, error) {
 	if err != nil {
 		return info, err
 	}
-	info.DiskBytes, err = allocated(path)
+	info.DiskBytes, err = disk.Allocated(path)
 	return info, err
-}
-
-// allocated returns how much of the disk a file takes, in bytes.
-func allocated(path string) (int64, error) {
-	fi, err := os.Stat(path)
-	if err != nil {
-		return 0, fmt.Errorf("size on disk: %w", err)
-	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, nil
-	}
-	return st.Blocks * 512, nil
 }

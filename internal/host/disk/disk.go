@@ -118,9 +118,6 @@ func Allocated(path string) (int64, error) {
 	return st.Blocks * 512, nil // st_blocks counts 512-byte units, see stat(2)
 }
 
-// Allocated is the package's function, for those who hold the interface only.
-func (d *Disks) Allocated(path string) (int64, error) { return Allocated(path) }
-
 // cloneFile makes dst a new file with the content of src.
 func cloneFile(ctx context.Context, src *os.File, dst string) error {
 	info, err := src.Stat()
