@@ -17,6 +17,7 @@
 //	  blank/                   0700  (kept by package disk)
 //	  trash/                   0700
 //	    sandbox.<id>.<nonce>/        removed, not deleted yet
+//	    ...                          (kept by packages image and template)
 //
 // Nothing below sandboxes can be opened by a VMM's user through its path:
 // VMMs get their disks and logs as open files.

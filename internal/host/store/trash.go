@@ -90,6 +90,8 @@ func (s *Store) sweep() {
 	}
 }
 
+// emptyTrash deletes what was a sandbox. Others put their things into the same
+// directory, and need them there for a moment.
 func (s *Store) emptyTrash() {
 	names, err := readNames(s.trashDir())
 	if err != nil {
@@ -101,6 +103,9 @@ func (s *Store) emptyTrash() {
 		case <-s.done:
 			return // the rest goes at the next start
 		default:
+		}
+		if !strings.HasPrefix(name, trashPrefix) {
+			continue
 		}
 		if err := os.RemoveAll(filepath.Join(s.trashDir(), name)); err != nil {
 			s.log.Warn("trash can't be deleted, will try again", slog.String("name", name), slog.Any("error", err))
