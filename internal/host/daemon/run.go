@@ -131,12 +131,15 @@ func (p *parts) stopSandboxes(ctx context.Context) error {
 func (p *parts) collect(ctx context.Context) {
 	ctx, cancel := undo.Detach(ctx)
 	defer cancel()
-	images, all := p.sandboxes.ImagesInUse()
-	if !all {
+	if _, all := p.sandboxes.ImagesInUse(); !all {
 		p.log.Warn("keep all images: a record that can't be read may name any of them")
 		return
 	}
-	if _, err := p.templates.Collect(ctx, images); err != nil {
+	used := func() map[string]bool {
+		images, _ := p.sandboxes.ImagesInUse() // what is quarantined is so from the start
+		return images
+	}
+	if _, err := p.templates.Collect(ctx, used); err != nil {
 		p.log.Warn("collect images", "error", err)
 	}
 }

@@ -29,14 +29,17 @@ const (
 // boot is one attempt to bring a sandbox up.
 type boot struct {
 	*box
-	op     string // "create" or "resume", for names of steps
-	image  string // path
-	kernel kernel.Pack
-	turn   *turn
-	slot   network.Slot
-	synced chan error // result of the data disk's sync; nil: none
-	undos  undo.Stack
-	stages []sandbox.Stage
+	op    string // "create" or "resume", for names of steps
+	image string // path
+	// release lets go of the image of a create: from its record on, the
+	// sandbox itself says that it uses it.
+	release func()
+	kernel  kernel.Pack
+	turn    *turn
+	slot    network.Slot
+	synced  chan error // result of the data disk's sync; nil: none
+	undos   undo.Stack
+	stages  []sandbox.Stage
 }
 
 type step struct {
@@ -109,6 +112,7 @@ func (o *boot) writeFirst(context.Context) error {
 	if err := o.m.p.Records.Create(o.rec); err != nil {
 		return err
 	}
+	o.release()
 	o.savedAt, o.savedAct = time.Now(), o.rec.ActiveAt
 	o.show("")
 	return nil

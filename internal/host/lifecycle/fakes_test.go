@@ -245,7 +245,7 @@ func (f fakeDisks) Create(ctx context.Context, path string, sizeMB int) error {
 
 func (f fakeDisks) Sync(string) error { return f.s.do("Disks.Sync", func() error { return nil }) }
 
-type fakeTemplates struct{}
+type fakeTemplates struct{ s *session }
 
 // fakeGuest is a connection to the guest of a machine.
 type fakeGuest struct {

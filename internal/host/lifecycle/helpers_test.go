@@ -54,6 +54,9 @@ func (h *host) stop(keepVMs bool) {
 	if err := errors.Join(h.Close(context.WithoutCancel(h.c), keepVMs), h.s.store.Close()); err != nil {
 		h.t.Error(err)
 	}
+	if n := h.s.holds.Load(); n != 0 {
+		h.t.Errorf("%d images are held, though nothing is made", n)
+	}
 }
 
 // die plays a SIGKILL: nothing of what goes on then has an effect.

@@ -45,9 +45,11 @@ type Disks interface {
 
 // Templates knows the templates and their images.
 type Templates interface {
-	// Resolve returns a template and the path of its image. An unknown name is
-	// fault.NotFound.
-	Resolve(name string) (template.Template, string, error)
+	// Hold returns a template and the path of its image, and keeps the image
+	// from being collected until release, which may be called more than once.
+	// An unknown name is fault.NotFound. Hold and release may wait for a
+	// collection that asks ImagesInUse.
+	Hold(name string) (t template.Template, path string, release func(), err error)
 	// Image returns the path of the image with a digest, which a template may
 	// have moved on from. An unknown digest is fault.NotFound.
 	Image(digest string) (string, error)

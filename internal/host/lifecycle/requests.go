@@ -50,7 +50,7 @@ func (m *Manager) Create(ctx context.Context, id sandbox.ID, spec sandbox.Spec) 
 // createOrJoin starts a new sandbox, or finds the one that the same request
 // made before. again says that one of that id is on its way out.
 func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again bool, err error) {
-	t, image, err := m.resolve(spec)
+	t, image, release, err := m.hold(spec)
 	if err != nil {
 		// A repeated request must find its sandbox when the template is gone.
 		if b := m.lookup(id); b != nil && same(fillFrom(spec, b.pub.Load().rec.Spec), b.pub.Load().rec.Spec) {
@@ -58,6 +58,12 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again 
 		}
 		return nil, false, err
 	}
+	isNew := false
+	defer func() {
+		if !isNew { // else it is the boot's
+			release()
+		}
+	}()
 	spec, err = validate(complete(spec, t), m.p.Driver.Caps().MaxVCPUs)
 	if err != nil {
 		return nil, false, err
@@ -74,8 +80,8 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again 
 	if err != nil {
 		return nil, false, err
 	}
-	b, isNew, err := m.enter(rec, grant, func(b *box) func() {
-		o := &boot{box: b, op: "create", image: image, kernel: pack, turn: turn}
+	b, isNew, err = m.enter(rec, grant, func(b *box) func() {
+		o := &boot{box: b, op: "create", image: image, release: release, kernel: pack, turn: turn}
 		return func() { b.create(o) }
 	})
 	if err != nil || !isNew {
@@ -135,13 +141,13 @@ func (m *Manager) lookup(id sandbox.ID) *box {
 	return m.boxes[id]
 }
 
-func (m *Manager) resolve(spec sandbox.Spec) (template.Template, string, error) {
+// hold finds the template of a spec, whose image stays until release.
+func (m *Manager) hold(spec sandbox.Spec) (t template.Template, image string, release func(), err error) {
 	name := orElse(spec.Template, sandbox.DefaultTemplate)
-	t, image, err := m.p.Templates.Resolve(name)
-	if err != nil {
-		return t, "", fmt.Errorf("find template %s: %w", name, err)
+	if t, image, release, err = m.p.Templates.Hold(name); err != nil {
+		return t, "", nil, fmt.Errorf("find template %s: %w", name, err)
 	}
-	return t, image, nil
+	return t, image, release, nil
 }
 
 // fillFrom fills in what a spec leaves open from another one.
@@ -193,6 +199,7 @@ func (b *box) waitGone(ctx context.Context) error {
 
 // create is the driver's first work for a new sandbox.
 func (b *box) create(o *boot) {
+	defer o.release()
 	failed, left := o.run(o.createSteps())
 	if failed == nil {
 		return

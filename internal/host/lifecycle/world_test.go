@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/hutch-run/hutch/internal/fault"
@@ -202,6 +203,7 @@ type session struct {
 	calls  int
 	names  []string
 	faults func(n int, name string) (before, after error)
+	holds  atomic.Int64          // images held for creates
 	ours   map[int]bool          // slots this hutchd knows to be taken
 	gates  map[string]chan error // calls that wait for a word
 }
@@ -284,7 +286,7 @@ func (s *session) pass(ctx context.Context, name string) error {
 func (s *session) params() Params {
 	return Params{
 		Driver: fakeDriver{s}, Slots: fakeSlots{s}, Records: fakeRecords{s}, Events: fakeEvents{s},
-		Disks: fakeDisks{s}, Templates: fakeTemplates{},
+		Disks: fakeDisks{s}, Templates: fakeTemplates{s},
 		Kernel: func() (kernel.Pack, error) {
 			return kernel.Pack{ID: "k1", Kernel: "/k", Initrd: "/i", Modules: "/m"}, nil
 		},
@@ -316,14 +318,18 @@ func (s *session) reclaimJails(_ context.Context, live func(sandbox.ID) bool) er
 	})
 }
 
-func (fakeTemplates) Resolve(name string) (template.Template, string, error) {
+func (f fakeTemplates) Hold(name string) (t template.Template, path string, release func(), err error) {
 	switch name {
 	case "minimal":
-		return template.Template{Name: name, ImageDigest: "sha256:1", Env: map[string]string{"PATH": "/bin", "A": "template"}, User: "root", Cwd: "/srv"}, "/images/1", nil
+		t = template.Template{Name: name, ImageDigest: "sha256:1", Env: map[string]string{"PATH": "/bin", "A": "template"}, User: "root", Cwd: "/srv"}
 	case "big":
-		return template.Template{Name: name, ImageDigest: "sha256:2", VCPUs: 2, MemoryMB: 1024}, "/images/2", nil
+		t = template.Template{Name: name, ImageDigest: "sha256:2", VCPUs: 2, MemoryMB: 1024}
+	default:
+		return t, "", nil, fault.New(fault.NotFound, "template %s does not exist", name)
 	}
-	return template.Template{}, "", fault.New(fault.NotFound, "template %s does not exist", name)
+	path, err = f.Image(t.ImageDigest)
+	f.s.holds.Add(1)
+	return t, path, sync.OnceFunc(func() { f.s.holds.Add(-1) }), err
 }
 
 func (fakeTemplates) Image(digest string) (string, error) {

@@ -234,8 +234,7 @@ func (s *Store) unname(name string) (string, error) {
 func (s *Store) Image(digest string) (string, error) { return s.images.Path(image.Digest(digest)) }
 
 // Resolve returns a template and the path of its image. A name that is not
-// there is fault.NotFound. Who needs the image to stay has to make it known as
-// used before the next Collect, or use Hold.
+// there is fault.NotFound. Who needs the image to stay uses Hold.
 func (s *Store) Resolve(name string) (Template, string, error) {
 	t, err := s.Get(name)
 	if err != nil {
@@ -261,9 +260,11 @@ func (s *Store) Hold(name string) (t Template, path string, release func(), err 
 	return t, path, release, nil
 }
 
-// Collect removes the images that no template names and that are not in use,
-// and returns their digests. used holds "sha256:..." digests.
-func (s *Store) Collect(ctx context.Context, used map[string]bool) ([]string, error) {
+// Collect removes the images that no template names, that are not held and not
+// in use, and returns their digests. used returns "sha256:..." digests. It is
+// asked while nothing can be held or released, so that whoever first becomes a
+// user and then releases is never missed; it must not call back into the store.
+func (s *Store) Collect(ctx context.Context, used func() map[string]bool) ([]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	templates, broken, err := s.List()
@@ -277,7 +278,8 @@ func (s *Store) Collect(ctx context.Context, used map[string]bool) ([]string, er
 	for _, t := range templates {
 		named[t.ImageDigest] = true
 	}
-	gone, err := s.images.Collect(ctx, func(d image.Digest) bool { return named[string(d)] || used[string(d)] })
+	inUse := sync.OnceValue(used) // with the images locked
+	gone, err := s.images.Collect(ctx, func(d image.Digest) bool { return named[string(d)] || inUse()[string(d)] })
 	out := make([]string, len(gone))
 	for i, d := range gone {
 		out[i] = string(d)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -39,6 +40,8 @@ func rootTar(t testing.TB, body string) io.Reader {
 	}
 	return &buf
 }
+
+func unused() map[string]bool { return nil }
 
 func newStore(t testing.TB) *Store {
 	t.Helper()
@@ -168,7 +171,7 @@ func TestReplaceRemoveCollect(t *testing.T) {
 		for _, u := range used {
 			m[u] = true
 		}
-		gone, err := s.Collect(ctx, m)
+		gone, err := s.Collect(ctx, func() map[string]bool { return m })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -207,6 +210,42 @@ func TestReplaceRemoveCollect(t *testing.T) {
 	}
 }
 
+// TestCollectAsksWhileNothingIsReleased has a holder become a user and release
+// in the middle of a collection. What it told of itself comes too late for the
+// answer, so its release must come too late as well.
+func TestCollectAsksWhileNothingIsReleased(t *testing.T) {
+	s := newStore(t)
+	tm := mustImport(t, s, "a", "1")
+	_, _, release, err := s.Hold("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove("a"); err != nil {
+		t.Fatal(err)
+	}
+	released := make(chan struct{})
+	other := mustImport(t, s, "b", "2") // so that there is one to ask about
+	if err := s.Remove("b"); err != nil {
+		t.Fatal(err)
+	}
+	gone, err := s.Collect(testenv.Context(t), func() map[string]bool {
+		go func() { release(); close(released) }()
+		select {
+		case <-released:
+			t.Error("released in the middle of a collection")
+		case <-time.After(10 * time.Millisecond): // it waits for the collection
+		}
+		return nil
+	})
+	if err != nil || !slices.Equal(gone, []string{other.ImageDigest}) {
+		t.Errorf("collected %v, %v, want %s", gone, err, other.ImageDigest)
+	}
+	<-released
+	if gone, err := s.Collect(testenv.Context(t), unused); err != nil || !slices.Equal(gone, []string{tm.ImageDigest}) {
+		t.Errorf("collected %v, %v, want %s", gone, err, tm.ImageDigest)
+	}
+}
+
 // TestDamagedTemplate spoils one template: the others work, nothing is
 // collected, and it can be removed or made again.
 func TestDamagedTemplate(t *testing.T) {
@@ -230,13 +269,13 @@ func TestDamagedTemplate(t *testing.T) {
 		if _, err := s.Get("good"); err != nil {
 			t.Errorf("%s: the good one: %v", what, err)
 		}
-		if gone, err := s.Collect(testenv.Context(t), nil); err == nil || len(gone) > 0 {
+		if gone, err := s.Collect(testenv.Context(t), unused); err == nil || len(gone) > 0 {
 			t.Errorf("%s: collected %v, %v", what, gone, err)
 		}
 		if err := s.Remove("bad"); err != nil {
 			t.Errorf("%s: remove: %v", what, err)
 		}
-		if gone, err := s.Collect(testenv.Context(t), nil); err != nil || !slices.Equal(gone, []string{bad.ImageDigest}) {
+		if gone, err := s.Collect(testenv.Context(t), unused); err != nil || !slices.Equal(gone, []string{bad.ImageDigest}) {
 			t.Errorf("%s: collected %v, %v", what, gone, err)
 		}
 	}
