@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +37,7 @@ func (h host) Info(context.Context) (rpc.HostInfo, error) {
 	if err := unix.Uname(&u); err != nil {
 		return rpc.HostInfo{}, fmt.Errorf("uname: %w", err)
 	}
-	memory, err := meminfo()
+	memory, err := readMemory()
 	if err != nil {
 		return rpc.HostInfo{}, err
 	}
@@ -56,7 +55,7 @@ func (h host) Info(context.Context) (rpc.HostInfo, error) {
 		Version: version.Version, Kernel: unix.ByteSliceToString(u.Release[:]), Arch: unix.ByteSliceToString(u.Machine[:]),
 		VMM: caps.Name, VMMVersion: caps.Version, Accel: caps.Accel, AccelReason: caps.AccelReason,
 		KernelID: pack.ID + " (" + pack.Release + ")", CPUs: runtime.NumCPU(),
-		MemoryBytes: memory["MemTotal"], MemoryAvailable: memory["MemAvailable"], DiskAvailable: free,
+		MemoryBytes: memory.total, MemoryAvailable: memory.available, DiskAvailable: free,
 		SlotsUsed: used, SlotsTotal: total, Root: h.p.cfg.Root, StartedAt: h.started,
 	}, nil
 }
@@ -103,15 +102,15 @@ func (h host) diskCheck() rpc.Check {
 
 func (h host) memoryCheck() rpc.Check {
 	c := rpc.Check{Name: "memory", Result: "ok"}
-	m, err := meminfo()
+	m, err := readMemory()
 	switch {
 	case err != nil:
 		c.Result, c.Detail = "problem", err.Error()
-	case m["MemAvailable"] < int64(h.p.cfg.Limits.MinFreeMemoryMB+sandbox.DefaultMemoryMB)<<20:
+	case m.available < int64(h.p.cfg.Limits.MinFreeMemoryMB+sandbox.DefaultMemoryMB)<<20:
 		c.Result, c.Advice = "warning", "there is no room for one more sandbox of the default size"
 		fallthrough
 	default:
-		c.Detail = fmt.Sprintf("%d of %d MiB available", m["MemAvailable"]>>20, m["MemTotal"]>>20)
+		c.Detail = fmt.Sprintf("%d of %d MiB available", m.available>>20, m.total>>20)
 	}
 	return c
 }
@@ -129,40 +128,6 @@ func programCheck(name, debian string) rpc.Check {
 		return rpc.Check{Name: name, Result: "problem", Detail: err.Error(), Advice: "apt-get install " + debian}
 	}
 	return rpc.Check{Name: name, Result: "ok", Detail: path}
-}
-
-func freeDisk(dir string) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("free space of %s: %w", dir, err)
-	}
-	return int64(st.Bavail) * st.Bsize, nil
-}
-
-// meminfo reads /proc/meminfo, in bytes.
-func meminfo() (map[string]int64, error) {
-	return procTable("/proc/meminfo")
-}
-
-// procTable reads a file of "Name: number kB" lines, in bytes.
-func procTable(path string) (map[string]int64, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	out := map[string]int64{}
-	for s := bufio.NewScanner(f); s.Scan(); {
-		name, rest, ok := strings.Cut(s.Text(), ":")
-		fields := strings.Fields(rest)
-		if !ok || len(fields) == 0 {
-			continue
-		}
-		if n, err := strconv.ParseInt(fields[0], 10, 64); err == nil {
-			out[name] = n << 10
-		}
-	}
-	return out, nil
 }
 
 // stats measures what one sandbox uses now.

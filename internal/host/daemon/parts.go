@@ -155,7 +155,7 @@ func (p *parts) openSandboxes(context.Context) error {
 		Connect: func(vm vmm.VM, log *slog.Logger) guestconn.Guest {
 			return guestconn.New(guestconn.Params{Dial: vm.DialLink, Done: vm.Done(), Log: log})
 		},
-		Capacity: lifecycle.HostCapacity(p.cfg.Root),
+		Capacity: func() (lifecycle.Capacity, error) { return capacity(p.cfg.Root) },
 		ReclaimJails: func(ctx context.Context, live func(sandbox.ID) bool) error {
 			_, err := p.jail.Reclaim(ctx, func(name string) bool { return live(sandbox.ID(name)) })
 			return err

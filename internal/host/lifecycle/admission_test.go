@@ -154,20 +154,6 @@ func TestBurst(t *testing.T) {
 	h.stop(true)
 }
 
-func TestMemAvailable(t *testing.T) {
-	if mb, err := memAvailable([]byte("MemTotal:  100 kB\nMemAvailable:    2048000 kB\n")); mb != 2000 || err != nil {
-		t.Errorf("%d, %v", mb, err)
-	}
-	for _, bad := range []string{"", "MemAvailable: x kB\n"} {
-		if _, err := memAvailable([]byte(bad)); err == nil {
-			t.Errorf("%q has no error", bad)
-		}
-	}
-	if c, err := HostCapacity(t.TempDir())(); err != nil || c.MemoryMB <= 0 || c.DiskMB <= 0 {
-		t.Errorf("this host: %+v, %v", c, err)
-	}
-}
-
 func TestPrintable(t *testing.T) {
 	for in, want := range map[string]string{
 		"a\tb\r\nc": "a b c", "\x1b[31mred\x00": "[31mred", "ä\u202eb": "äb", "\xff": "", strings.Repeat("x", 50): strings.Repeat("x", 17) + "...",
