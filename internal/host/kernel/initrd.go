@@ -10,17 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// writeInitrd writes the boot initramfs: the agent as /init, the module files
-// in load order, and the console node without which init's output is lost.
-func writeInitrd(w io.Writer, agent string, modules []string) error {
-	f, err := os.Open(agent)
+// WriteInitrd writes an initramfs: a program as /init, the module files in load
+// order as /modules/<number>-<name>.ko, empty directories to mount on, and the
+// console node without which init's output is lost.
+func WriteInitrd(w io.Writer, program string, modules []string) error {
+	f, err := os.Open(program)
 	if err != nil {
-		return fmt.Errorf("open guest agent: %w", err)
+		return fmt.Errorf("open the initramfs's init: %w", err)
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("open guest agent: %w", err)
+		return fmt.Errorf("open the initramfs's init: %w", err)
 	}
 	c := &cpioWriter{w: w}
 	for _, dir := range []string{"dev", "proc", "sys", "run", "modules", "image", "data", "newroot"} {

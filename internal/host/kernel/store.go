@@ -154,7 +154,7 @@ func (s *Store) finish(p Pack, tmp, agent string, modules []string) (Pack, error
 	if err != nil {
 		return Pack{}, fmt.Errorf("write initramfs: %w", err)
 	}
-	err = errors.Join(writeInitrd(f, agent, modules), f.Sync(), f.Close())
+	err = errors.Join(WriteInitrd(f, agent, modules), f.Sync(), f.Close())
 	if err != nil {
 		return Pack{}, fmt.Errorf("write initramfs: %w", err)
 	}

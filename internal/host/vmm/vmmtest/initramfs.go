@@ -1,8 +1,8 @@
 package vmmtest
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -111,57 +111,21 @@ func source(ctx context.Context) (kernel.Source, error) {
 }
 
 func writeInitramfs(path, program, modulesDir string) error {
-	var a archive
-	for _, d := range []string{"dev", "proc", "sys", "modules"} {
-		a.add(entry{name: d, mode: unix.S_IFDIR | 0o755})
+	var files []string
+	for _, m := range modules() {
+		file := filepath.Join(modulesDir, "kernel", m+".ko")
+		if _, err := os.Stat(file); err == nil {
+			files = append(files, file)
+		} else if !os.IsNotExist(err) {
+			return err
+		}
 	}
-	// Without a console node the kernel gives init no output.
-	a.add(entry{name: "dev/console", mode: unix.S_IFCHR | 0o600, major: 5, minor: 1})
-	b, err := os.ReadFile(program)
+	if modulesDir != "" && len(files) == 0 {
+		return fmt.Errorf("no virtio modules in %s", modulesDir)
+	}
+	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
-	a.add(entry{name: "init", mode: unix.S_IFREG | 0o755, data: b})
-	found := 0
-	for i, m := range modules() {
-		b, err := os.ReadFile(filepath.Join(modulesDir, "kernel", m+".ko"))
-		if os.IsNotExist(err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		found++
-		a.add(entry{name: fmt.Sprintf("modules/%02d-%s.ko", i, filepath.Base(m)), mode: unix.S_IFREG | 0o644, data: b})
-	}
-	if modulesDir != "" && found == 0 {
-		return fmt.Errorf("no virtio modules in %s", modulesDir)
-	}
-	a.add(entry{name: "TRAILER!!!"})
-	return os.WriteFile(path, a.Bytes(), 0o644)
+	return errors.Join(kernel.WriteInitrd(f, program, files), f.Chmod(0o644), f.Close())
 }
-
-// archive is a cpio archive in the "newc" form that the kernel unpacks; see
-// the kernel's driver-api/early-userspace/buffer-format.
-type archive struct {
-	bytes.Buffer
-	inode int
-}
-
-type entry struct {
-	name         string
-	mode         uint32
-	major, minor uint32 // of a device
-	data         []byte
-}
-
-func (a *archive) add(e entry) {
-	a.inode++
-	fmt.Fprintf(a, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
-		a.inode, e.mode, 0, 0, 1, 0, len(e.data), 0, 0, e.major, e.minor, len(e.name)+1, 0, e.name)
-	a.pad()
-	a.Write(e.data)
-	a.pad()
-}
-
-func (a *archive) pad() { a.Write(make([]byte, -a.Len()&3)) }
