@@ -17,8 +17,6 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
@@ -377,17 +375,8 @@ func TestCanceled(t *testing.T) {
 }
 
 func TestFullDisk(t *testing.T) {
-	testenv.RequireRoot(t)
 	ctx := testenv.Context(t)
-	small := t.TempDir()
-	if err := unix.Mount("none", small, "tmpfs", 0, "size=64k"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(small, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	small := testenv.SmallDisk(t, "64k")
 	path := filepath.Join(small, "x")
 	if err := disks(t, t.TempDir()).Create(ctx, path, 1024); !fault.Is(err, fault.Exhausted) {
 		t.Errorf("no room for the disk: %v, want exhausted", err)

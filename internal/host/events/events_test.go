@@ -1,13 +1,11 @@
 package events
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -362,16 +360,7 @@ func TestMessagesAreBounded(t *testing.T) {
 }
 
 func TestFullDisk(t *testing.T) {
-	testenv.RequireRoot(t)
-	dir := t.TempDir()
-	if err := unix.Mount("none", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	dir := testenv.SmallDisk(t, "64k")
 	p := params(dir)
 	l := open(t, p)
 	var want []sandbox.Event
@@ -419,31 +408,20 @@ func TestKilledWriter(t *testing.T) {
 	dir := t.TempDir()
 	last := int64(0)
 	for round := range 10 {
-		cmd := exec.CommandContext(testenv.Context(t), os.Args[0])
-		cmd.Env = append(os.Environ(), writerEnv+"="+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
-		for seen := 0; lines.Scan(); {
-			n, err := strconv.ParseInt(lines.Text(), 10, 64)
+		seen := 0
+		testenv.KillAfter(t, writerEnv+"="+dir, func(text string) bool {
+			n, err := strconv.ParseInt(text, 10, 64)
 			// One more may have been written than was told.
 			if err != nil || n != last+1 && (seen > 0 || n != last+2) {
-				t.Fatalf("round %d: %s after %d", round, lines.Text(), last)
+				t.Errorf("round %d: %s after %d", round, text, last)
+				return true
 			}
 			last = n
-			if seen++; seen == 50+round*40 {
-				if err := cmd.Process.Kill(); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		if err := cmd.Wait(); err == nil {
-			t.Fatal("the writer ended by itself")
+			seen++
+			return seen >= 50+round*40
+		})
+		if t.Failed() {
+			return
 		}
 	}
 }

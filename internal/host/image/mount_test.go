@@ -135,14 +135,9 @@ func unmount(t *testing.T, dir string) {
 
 // TestDiskFull builds on a filesystem that is too small at every stage.
 func TestDiskFull(t *testing.T) {
-	testenv.RequireRoot(t)
 	root := pack(t, file("noise", noisy(8<<20)))
 	for _, mb := range []string{"1", "9", "12", "15"} { // in the spool, and in the image
-		dir := t.TempDir()
-		if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+mb+"m"); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { unmount(t, dir) })
+		dir := testenv.SmallDisk(t, mb+"m")
 		s, err := Open(Params{Images: dir + "/images", Work: dir + "/work", Trash: dir + "/trash"})
 		if err != nil {
 			t.Fatal(err)

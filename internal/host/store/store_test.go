@@ -1,13 +1,11 @@
 package store
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -434,47 +432,25 @@ func TestKilledWriterLeavesOldOrNew(t *testing.T) {
 // the number of the last one.
 func killWriter(t *testing.T, root string, writes int) int {
 	t.Helper()
-	cmd := exec.CommandContext(testenv.Context(t), os.Args[0])
-	cmd.Env = append(os.Environ(), writerEnv+"="+root)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
 	last, seen := 0, 0
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		n, err := strconv.Atoi(lines.Text())
+	testenv.KillAfter(t, writerEnv+"="+root, func(text string) bool {
+		n, err := strconv.Atoi(text)
 		if err != nil {
-			t.Errorf("writer: %s", lines.Text())
-			break
+			t.Errorf("writer: %s", text)
+			return true
 		}
 		last = n
-		if seen++; seen == writes {
-			if err := cmd.Process.Kill(); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if err := cmd.Wait(); err == nil || seen < writes {
-		t.Fatalf("writer ended by itself after %d writes", seen)
+		seen++
+		return seen >= writes
+	})
+	if t.Failed() {
+		t.FailNow()
 	}
 	return last
 }
 
 func TestFullDiskLeavesTheOldRecord(t *testing.T) {
-	testenv.RequireRoot(t)
-	root := t.TempDir()
-	if err := unix.Mount("none", root, "tmpfs", 0, "size=256k"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(root, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	root := testenv.SmallDisk(t, "256k")
 	s := open(t, root)
 	old := record("sb-1", "old")
 	if err := s.Create(old); err != nil {
