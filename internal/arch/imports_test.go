@@ -85,6 +85,7 @@ func rules() []rule {
 		{"internal/guest/rpc", []string{"gen/...", "internal/rpcx", "internal/guest/..."}, "handlers convert, call, convert"},
 		{"internal/guest/process/processrpc", []string{"gen/process/...", "internal/rpcx", "internal/guest/process", "internal/guest/account"}, "handlers convert, call, convert"},
 		{"internal/guest/files/filesrpc", []string{"gen/filesystem/...", "internal/rpcx", "internal/guest/files", "internal/guest/account"}, "handlers convert, call, convert"},
+		{"internal/guest/rootfs", nil, "domain packages share it; it knows none of them"},
 		{"internal/guest/process", []string{"internal/guest/account"}, "domain packages know no protocol"},
 		{"internal/guest/files", []string{"internal/guest/account"}, "domain packages know no protocol"},
 		{"internal/guest/...", []string{"internal/guest/..."}, "guest packages never know the host"},

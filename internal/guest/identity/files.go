@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hutch-run/hutch/internal/guest/rootfs"
 )
 
 const (
@@ -106,7 +108,7 @@ func (i *Identity) write(name, text string, mode fs.FileMode) error {
 // are all the same: nothing is said there.
 func (i *Identity) read(name string) (content, error) {
 	path := "/etc/" + name
-	f, err := open(i.p.Root, path)
+	f, err := rootfs.Open(i.p.Root, path)
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ELOOP):
 		return content{}, nil
@@ -129,34 +131,10 @@ func (i *Identity) read(name string) (content, error) {
 	return found, nil
 }
 
-// open opens path below root for reading, symlinks resolved as if root were
-// "/". It never blocks, whatever lies there.
-func open(root, path string) (*os.File, error) {
-	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(dir)
-	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	for {
-		fd, err := unix.Openat2(dir, path, &how)
-		if err == unix.EINTR || err == unix.EAGAIN { // EAGAIN: a rename raced with the walk
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		return os.NewFile(uintptr(fd), path), nil
-	}
-}
-
 // bootID returns the id of this boot.
 func bootID(root string) (string, error) {
 	const path = "/proc/sys/kernel/random/boot_id"
-	f, err := open(root, path)
+	f, err := rootfs.Open(root, path)
 	if err != nil {
 		return "", &fs.PathError{Op: "open", Path: path, Err: err}
 	}

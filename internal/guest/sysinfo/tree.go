@@ -2,9 +2,8 @@ package sysinfo
 
 import (
 	"io"
-	"os"
 
-	"golang.org/x/sys/unix"
+	"github.com/hutch-run/hutch/internal/guest/rootfs"
 )
 
 // maxFile bounds what is read of one file, in bytes.
@@ -36,38 +35,17 @@ func (t tree) read(path string) string {
 	return s
 }
 
-// readFile follows symlinks as if the root were "/", and reads regular files
-// only: opening a FIFO or a device that an image put there must not block.
+// readFile reads regular files only: reading a FIFO or a device that an image
+// put there must not block.
 func (t tree) readFile(path string) (string, bool) {
-	root, err := unix.Open(t.root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	f, err := rootfs.Open(t.root, path)
 	if err != nil {
 		return "", false
 	}
-	defer unix.Close(root)
-	fd, err := openIn(root, path)
-	if err != nil {
-		return "", false
-	}
-	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
 		return "", false
 	}
 	content, err := io.ReadAll(io.LimitReader(f, maxFile))
 	return string(content), err == nil
-}
-
-// openIn opens path below the directory root for reading.
-func openIn(root int, path string) (int, error) {
-	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	for {
-		fd, err := unix.Openat2(root, path, &how)
-		// EAGAIN: a rename elsewhere raced with the walk.
-		if err != unix.EINTR && err != unix.EAGAIN {
-			return fd, err
-		}
-	}
 }
