@@ -51,7 +51,19 @@ func udpPacket(srcMAC string, port uint16, from, to netip.Addr) []byte {
 	return frame(unix.ETH_P_IP, srcMAC, append(p, 0, 9, 0, 8, 0, 0))
 }
 
-// next reads frames until one fits.
+// bareTap is a world with one sandbox whose frames the test makes by itself.
+func bareTap(t *testing.T) (*world, *Network, Slot, *os.File) {
+	t.Helper()
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	tap, err := n.OpenTap(testenv.Context(t), s)
+	must(t, err)
+	t.Cleanup(func() { tap.Close() })
+	return w, n, s, tap
+}
+
+// nextFrame reads frames until one fits.
 func nextFrame(t *testing.T, tap *os.File, fits func(etherType uint16, body []byte) bool) {
 	t.Helper()
 	must(t, tap.SetReadDeadline(time.Now().Add(patience)))
@@ -66,12 +78,7 @@ func nextFrame(t *testing.T, tap *os.File, fits func(etherType uint16, body []by
 }
 
 func TestAGuestTeachesTheSlotNoNeighbourAndLearnsOnlyTheGateway(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	tap, err := n.OpenTap(testenv.Context(t), s)
-	must(t, err)
-	defer tap.Close()
+	_, n, s, tap := bareTap(t)
 	gateway := netip.MustParseAddr(GatewayIP)
 	for i := range 50 {
 		for _, f := range [][]byte{
@@ -84,7 +91,7 @@ func TestAGuestTeachesTheSlotNoNeighbourAndLearnsOnlyTheGateway(t *testing.T) {
 		}
 	}
 	for _, about := range []netip.Addr{s.HostIP, vethIPOf(s.Index), gateway} {
-		_, err = tap.Write(arpRequest(GuestMAC, netip.MustParseAddr(guestIP), about))
+		_, err := tap.Write(arpRequest(GuestMAC, netip.MustParseAddr(guestIP), about))
 		must(t, err)
 	}
 	nextFrame(t, tap, func(etherType uint16, body []byte) bool {
@@ -114,12 +121,7 @@ func TestAGuestTeachesTheSlotNoNeighbourAndLearnsOnlyTheGateway(t *testing.T) {
 }
 
 func TestAddressesThatTheKernelDropsSilentlyAreRefusedToo(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	tap, err := n.OpenTap(testenv.Context(t), s)
-	must(t, err)
-	defer tap.Close()
+	_, _, _, tap := bareTap(t)
 	for _, to := range []string{"127.0.0.1", "0.1.2.3", "240.1.2.3"} {
 		_, err := tap.Write(udpPacket(GuestMAC, 12345, netip.MustParseAddr(guestIP), netip.MustParseAddr(to)))
 		must(t, err)
@@ -132,12 +134,7 @@ func TestAddressesThatTheKernelDropsSilentlyAreRefusedToo(t *testing.T) {
 }
 
 func TestFramesWithAnotherSourceAreDropped(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	tap, err := n.OpenTap(testenv.Context(t), s)
-	must(t, err)
-	defer tap.Close()
+	w, _, s, tap := bareTap(t)
 	heard := listenUDP(t, w.outside, internetIP+":9")
 	guest, internet := netip.MustParseAddr(guestIP), netip.MustParseAddr(internetIP)
 	for _, f := range [][]byte{

@@ -23,10 +23,7 @@ func protocols() []string { return []string{"tcp4", "udp4"} }
 
 func TestAGuestReachesTheInternetAndTheHostReachesTheGuest(t *testing.T) {
 	testenv.CheckGoroutines(t)
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	g := w.guest(t, n, s)
+	w, _, s, g := oneGuest(t)
 	serve(t, w.outside, "internet", internetIP+":80")
 	serve(t, g.ns, "guest", "0.0.0.0:8080")
 	for _, p := range protocols() {
@@ -223,20 +220,9 @@ func TestASlotRefusesWhatTheHostLetsThrough(t *testing.T) {
 			if mode == sandbox.ModeNone {
 				refuses(t, g.ns, "udp4", GatewayIP+":53")
 			}
-			must(t, g.ns.do(func() error {
-				return withRoutes(func(h *netlink.Handle) error { return addr(t, h, tapName, "198.18.0.99/32") })
-			}))
+			g.claim(t, "198.18.0.99/32")
 			heard := listenUDP(t, w.host, hostPublic+":99")
-			must(t, g.ns.do(func() error {
-				d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP("198.18.0.99")}}
-				c, err := d.Dial("udp4", hostPublic+":99")
-				if err != nil {
-					return err
-				}
-				defer c.Close()
-				_, err = c.Write([]byte("spoofed"))
-				return err
-			}))
+			must(t, say(g.ns, "198.18.0.99", hostPublic+":99", "spoofed"))
 			refuses(t, g.ns, "tcp4", GatewayIP+":80") // behind it in the queue
 			must(t, heard.SetReadDeadline(time.Now()))
 			if k, from, err := heard.ReadFrom(make([]byte, 100)); err == nil {
@@ -272,57 +258,73 @@ func TestNamesAreAskedOfEachResolverByItsOwnAddress(t *testing.T) {
 }
 
 func TestASpoofedSourceIsDropped(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	g := w.guest(t, n, s)
+	w, _, _, g := oneGuest(t)
 	const spoofed = "198.19.0.77"
-	must(t, g.ns.do(func() error {
-		return withRoutes(func(h *netlink.Handle) error { return addr(t, h, tapName, spoofed+"/32") })
-	}))
+	g.claim(t, spoofed+"/32")
 	outside := listenUDP(t, w.outside, internetIP+":99")
 	for _, from := range []string{spoofed, guestIP} {
-		must(t, g.ns.do(func() error {
-			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}
-			c, err := d.Dial("udp4", internetIP+":99")
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			_, err = c.Write([]byte(from))
-			return err
-		}))
+		must(t, say(g.ns, from, internetIP+":99", from))
 	}
 	hears(t, outside, guestIP) // the tap keeps the order: had the first one passed, it would come first
 }
 
 func TestAProcessInTheSlotsNamespaceCannotSend(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	g := w.guest(t, n, s)
+	w, _, s, g := oneGuest(t)
 	slot, err := openNamespace(s.Netns)
 	must(t, err)
 	defer slot.close()
 	heard := listenUDP(t, w.outside, internetIP+":99")
-	say := func(ns *namespace, address, text string) error {
-		return ns.do(func() error {
-			c, err := net.Dial("udp4", address)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			_, err = c.Write([]byte(text))
-			return err
-		})
-	}
 	for _, address := range []string{internetIP + ":99", vethIPOf(s.Index).String() + ":99", guestIP + ":99"} {
-		if err := say(slot, address, "the slot"); !errors.Is(err, unix.EPERM) {
+		if err := say(slot, "", address, "the slot"); !errors.Is(err, unix.EPERM) {
 			t.Errorf("sending from the slot to %s: %v", address, err)
 		}
 	}
-	must(t, say(g.ns, internetIP+":99", "the guest"))
+	must(t, say(g.ns, "", internetIP+":99", "the guest"))
 	hears(t, heard, "the guest")
+}
+
+// flushRules removes every rule of a namespace.
+func flushRules(t *testing.T, ns *namespace) {
+	t.Helper()
+	must(t, ns.do(func() error {
+		return withNft(func(c *nftables.Conn) error {
+			c.FlushRuleset()
+			return c.Flush()
+		})
+	}))
+}
+
+// claim gives the guest's interface one more address.
+func (g *guest) claim(t *testing.T, prefix string) {
+	t.Helper()
+	must(t, g.ns.do(func() error {
+		return withRoutes(func(h *netlink.Handle) error { return addr(t, h, tapName, prefix) })
+	}))
+}
+
+// say sends a packet from an address of ns, empty: as the routes say.
+func say(ns *namespace, from, to, text string) error {
+	return ns.do(func() error {
+		d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(from)}}
+		c, err := d.Dial("udp4", to)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte(text))
+		return err
+	})
+}
+
+func listenTCP(t *testing.T, ns *namespace, address string) net.Listener {
+	t.Helper()
+	var l net.Listener
+	must(t, ns.do(func() (err error) {
+		l, err = net.Listen("tcp4", address)
+		return err
+	}))
+	t.Cleanup(func() { l.Close() })
+	return l
 }
 
 func listenUDP(t *testing.T, ns *namespace, address string) net.PacketConn {
@@ -349,10 +351,7 @@ func hears(t *testing.T, c net.PacketConn, want string) {
 }
 
 func TestOthersThatTheHostForwardsForDoNotReachSandboxes(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	g := w.guest(t, n, s)
+	w, _, s, g := oneGuest(t)
 	serve(t, g.ns, "guest", "0.0.0.0:8080")
 	must(t, w.outside.do(func() error {
 		return withRoutes(func(h *netlink.Handle) error {
@@ -382,19 +381,11 @@ func TestTheAddressOfAReleasedSlotIsRefusedAtOnceAndNotAskedOfOthers(t *testing.
 
 // The host's own check of sources: here the slot has no rules at all.
 func TestTheHostHearsASlotOnlyByTheSlotsAddress(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	g := w.guest(t, n, s)
+	w, _, s, g := oneGuest(t)
 	slot, err := openNamespace(s.Netns)
 	must(t, err)
 	defer slot.close()
-	must(t, slot.do(func() error {
-		return withNft(func(c *nftables.Conn) error {
-			c.FlushRuleset()
-			return c.Flush()
-		})
-	}))
+	flushRules(t, slot)
 	heard := listenUDP(t, w.outside, internetIP+":99")
 	for _, from := range []*namespace{g.ns, slot} {
 		must(t, from.do(func() error {
@@ -453,12 +444,7 @@ func TestSegmentsFitThroughANarrowUplink(t *testing.T) {
 	n := w.open(t, nil)
 	s := acquire(t, n, internet())
 	g := w.guest(t, n, s)
-	var l net.Listener
-	must(t, w.outside.do(func() (err error) {
-		l, err = net.Listen("tcp4", internetIP+":80")
-		return err
-	}))
-	defer l.Close()
+	l := listenTCP(t, w.outside, internetIP+":80")
 	segment := make(chan int, 1)
 	go func() {
 		defer close(segment)
@@ -499,16 +485,8 @@ func limited(t *testing.T, n *Network, s Slot, l limits) {
 }
 
 func TestASandboxCannotHaveMoreConnectionsThanItsShare(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	g := w.guest(t, n, s)
-	var l net.Listener
-	must(t, w.outside.do(func() (err error) {
-		l, err = net.Listen("tcp4", internetIP+":80")
-		return err
-	}))
-	defer l.Close()
+	w, n, s, g := oneGuest(t)
+	listenTCP(t, w.outside, internetIP+":80")
 	limited(t, n, s, limits{flows: 10, rate: 500, burst: 2000})
 	for range 10 {
 		must(t, g.ns.do(func() error {
@@ -523,10 +501,7 @@ func TestASandboxCannotHaveMoreConnectionsThanItsShare(t *testing.T) {
 }
 
 func TestASandboxCannotOpenConnectionsFasterThanItsShare(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	g := w.guest(t, n, s)
+	w, n, s, g := oneGuest(t)
 	limited(t, n, s, limits{flows: 8192, rate: 1, burst: 5})
 	started := time.Now()
 	must(t, g.ns.do(func() error {
@@ -556,10 +531,7 @@ func TestASandboxCannotOpenConnectionsFasterThanItsShare(t *testing.T) {
 }
 
 func TestStatsCountWhatTheSandboxSees(t *testing.T) {
-	w := newWorld(t)
-	n := w.open(t, nil)
-	s := acquire(t, n, internet())
-	g := w.guest(t, n, s)
+	w, n, s, g := oneGuest(t)
 	serve(t, w.outside, "internet", internetIP+":80")
 	before, err := n.Stats(testenv.Context(t), s.Index)
 	must(t, err)
@@ -595,12 +567,7 @@ func TestAConnectionSurvivesTheRestartOfItsOwner(t *testing.T) {
 	p := sandbox.Policy{Mode: sandbox.ModeAllow, Allow: []string{"10.1.2.3/32"}}
 	s := acquire(t, n, p)
 	g := w.guest(t, n, s)
-	var l net.Listener
-	must(t, w.outside.do(func() (err error) {
-		l, err = net.Listen("tcp4", privateIP+":80")
-		return err
-	}))
-	defer l.Close()
+	l := listenTCP(t, w.outside, privateIP+":80")
 	var c net.Conn
 	must(t, g.ns.do(func() (err error) {
 		c, err = net.DialTimeout("tcp4", privateIP+":80", patience)
@@ -646,12 +613,7 @@ func TestAFlushedRulesetComesBackByItself(t *testing.T) {
 	n := w.open(t, nil)
 	s := acquire(t, n, sandbox.Policy{Mode: sandbox.ModeAllow, Allow: []string{"10.1.0.0/16"}})
 	before := w.state(t)
-	must(t, w.host.do(func() error {
-		return withNft(func(c *nftables.Conn) error {
-			c.FlushRuleset()
-			return c.Flush()
-		})
-	}))
+	flushRules(t, w.host)
 	ctx, cancel := context.WithTimeout(testenv.Context(t), patience)
 	defer cancel()
 	for !slices.Equal(before, w.state(t)) {

@@ -321,6 +321,15 @@ func (w *world) guest(t testing.TB, n *Network, s Slot) *guest {
 	return &guest{ns}
 }
 
+// oneGuest is a world with one sandbox that has the default policy.
+func oneGuest(t testing.TB) (*world, *Network, Slot, *guest) {
+	t.Helper()
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	return w, n, s, w.guest(t, n, s)
+}
+
 // copyFrames copies until either end is closed. Frames that the other side
 // can't take now are lost, as on a wire.
 func copyFrames(from, to *os.File) {
