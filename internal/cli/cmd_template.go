@@ -188,7 +188,8 @@ func (a *App) printTemplate(t *hostagentv1.Template) error {
 }
 
 func (a *App) templateLs() *cobra.Command {
-	return &cobra.Command{
+	var quiet bool
+	c := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List templates", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := a.client()
@@ -202,6 +203,12 @@ func (a *App) templateLs() *cobra.Command {
 			if a.json {
 				return a.printJSON(res.Msg, false)
 			}
+			if quiet {
+				for _, t := range res.Msg.GetTemplates() {
+					fmt.Fprintln(a.Out, t.GetName())
+				}
+				return nil
+			}
 			var rows [][]string
 			for _, t := range res.Msg.GetTemplates() {
 				rows = append(rows, []string{
@@ -212,6 +219,8 @@ func (a *App) templateLs() *cobra.Command {
 			return a.table([]string{"TEMPLATE", "IMAGE", "SIZE", "ON DISK", "PLATFORM", "SOURCE", "AGE"}, rows)
 		},
 	}
+	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "print names only")
+	return c
 }
 
 func (a *App) templateInspect() *cobra.Command {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -31,6 +32,8 @@ type App struct {
 
 	host string // --host
 	json bool   // --json
+
+	patience time.Duration // 0: interruptGrace
 }
 
 // Main runs the command line args of the process and returns its exit code.

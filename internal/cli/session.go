@@ -12,15 +12,7 @@ import (
 	"golang.org/x/term"
 
 	processpb "github.com/hutch-run/hutch/gen/process"
-	"github.com/hutch-run/hutch/gen/process/processpbconnect"
 )
-
-// stdinChunk is how much of standard input goes into one message.
-const stdinChunk = 32 << 10
-
-// interruptGrace is how long a program has to end after the interrupt that
-// Ctrl-C sends it, before it is killed.
-const interruptGrace = 5 * time.Second
 
 // session is one program run in a sandbox with the caller's streams.
 type session struct {
@@ -38,10 +30,12 @@ type session struct {
 // for exit code 0, an exitStatus for others.
 func (s session) run(ctx context.Context, a *App, c *client, id string) error {
 	p := c.process(id)
+	says := &complaints{w: a.Err, keep: s.tty}
+	defer says.end()
 	// The stream does not end with ctx: an interrupt is sent to the program,
 	// and its last output is still wanted.
-	streamCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
+	streamCtx, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer giveUp(nil)
 	restore, err := s.rawTerminal(a)
 	if err != nil {
 		return err
@@ -61,16 +55,20 @@ func (s session) run(ctx context.Context, a *App, c *client, id string) error {
 	for stream.Receive() {
 		ev := stream.Msg().GetEvent()
 		if start := ev.GetStart(); start != nil && pump == nil {
-			pump = s.startPump(ctx, streamCtx, a, p, start.GetPid())
+			pump = &inputPump{session: s, a: a, p: p, pid: start.GetPid(), says: says}
+			pump.start(ctx, streamCtx, giveUp)
 		}
 		if data := ev.GetData(); data != nil {
-			if err := a.writeOutput(data); err != nil {
+			if err := writeOutput(a.Out, says, data); err != nil {
 				return err
 			}
 		}
 		if end := ev.GetEnd(); end != nil {
-			return ended(end)
+			return ended(end, pump != nil && pump.cut.Load())
 		}
+	}
+	if cause := context.Cause(streamCtx); cause != nil {
+		return cause
 	}
 	err = stream.Err()
 	if pump == nil && err != nil {
@@ -91,15 +89,15 @@ func (s session) request(a *App) *processpb.StartRequest {
 	return req
 }
 
-func (a *App) writeOutput(d *processpb.ProcessEvent_DataEvent) error {
+func writeOutput(stdout, stderr io.Writer, d *processpb.ProcessEvent_DataEvent) error {
 	var err error
 	switch out := d.GetOutput().(type) {
 	case *processpb.ProcessEvent_DataEvent_Stdout:
-		_, err = a.Out.Write(out.Stdout)
+		_, err = stdout.Write(out.Stdout)
 	case *processpb.ProcessEvent_DataEvent_Stderr:
-		_, err = a.Err.Write(out.Stderr)
+		_, err = stderr.Write(out.Stderr)
 	case *processpb.ProcessEvent_DataEvent_Pty:
-		_, err = a.Out.Write(out.Pty)
+		_, err = stdout.Write(out.Pty)
 	}
 	if err != nil {
 		return fmt.Errorf("write output: %w", err)
@@ -107,8 +105,9 @@ func (a *App) writeOutput(d *processpb.ProcessEvent_DataEvent) error {
 	return nil
 }
 
-// ended turns the end of a program into the exit status of hutch.
-func ended(e *processpb.ProcessEvent_EndEvent) error {
+// ended turns the end of a program into the exit status of hutch. A program
+// whose input was cut off, which hutch has said by then, was no success.
+func ended(e *processpb.ProcessEvent_EndEvent, inputCut bool) error {
 	switch {
 	case e.GetTimedOut():
 		return exitStatus{exitTimeout, "time limit reached, the program was killed"}
@@ -116,6 +115,8 @@ func ended(e *processpb.ProcessEvent_EndEvent) error {
 		return exitStatus{int(e.GetExitCode()), "the guest ran out of memory and killed the program"}
 	case e.GetExitCode() != 0:
 		return exitStatus{code: int(e.GetExitCode()) & 0xff}
+	case inputCut:
+		return exitStatus{code: exitHutch}
 	}
 	return nil
 }
@@ -165,98 +166,13 @@ func (s session) rawTerminal(a *App) (restore func(), err error) {
 	return func() { term.Restore(int(f.Fd()), old) }, nil
 }
 
+// terminalSize returns the size of terminal w, or the usual one when w is none
+// or does not know.
 func terminalSize(w io.Writer) *processpb.PTY_Size {
 	if f, ok := w.(*os.File); ok {
-		if cols, rows, err := term.GetSize(int(f.Fd())); err == nil {
+		if cols, rows, err := term.GetSize(int(f.Fd())); err == nil && cols > 0 && rows > 0 {
 			return &processpb.PTY_Size{Cols: uint32(cols), Rows: uint32(rows)}
 		}
 	}
 	return &processpb.PTY_Size{Cols: 80, Rows: 24}
-}
-
-// inputPump carries standard input, terminal sizes and interrupts to a
-// program while it runs.
-type inputPump struct {
-	cancel context.CancelFunc
-	done   chan struct{}
-}
-
-// startPump starts the pump. live ends with the caller's wish to stop; stream
-// lives as long as the program's stream.
-func (s session) startPump(live, stream context.Context, a *App, p processpbconnect.ProcessClient, pid uint32) *inputPump {
-	ctx, cancel := context.WithCancel(stream)
-	pump := &inputPump{cancel: cancel, done: make(chan struct{})}
-	who := &processpb.ProcessSelector{Selector: &processpb.ProcessSelector_Pid{Pid: pid}}
-	go func() {
-		defer close(pump.done)
-		if s.interactive {
-			// A read of standard input can't be taken back, so its goroutine
-			// is left to end with the process; all else is waited for.
-			go s.sendInput(ctx, a, p, who)
-		}
-		sizes := func() {}
-		if s.tty {
-			sizes = watchTerminal(ctx, a.Out, func(size *processpb.PTY_Size) {
-				p.Update(ctx, connect.NewRequest(&processpb.UpdateRequest{Process: who, Pty: &processpb.PTY{Size: size}}))
-			})
-		}
-		defer sizes()
-		select {
-		case <-ctx.Done():
-		case <-live.Done():
-			interrupt(ctx, p, who)
-		}
-	}()
-	return pump
-}
-
-// stop ends the pump and waits for it.
-func (p *inputPump) stop() {
-	p.cancel()
-	<-p.done
-}
-
-// interrupt asks the program to end, then kills it with its children.
-func interrupt(ctx context.Context, p processpbconnect.ProcessClient, who *processpb.ProcessSelector) {
-	p.SendSignal(ctx, connect.NewRequest(&processpb.SendSignalRequest{Process: who, Signal: processpb.Signal_SIGNAL_SIGINT, Tree: true}))
-	select {
-	case <-ctx.Done():
-		return
-	case <-time.After(interruptGrace):
-	}
-	p.SendSignal(ctx, connect.NewRequest(&processpb.SendSignalRequest{Process: who, Signal: processpb.Signal_SIGNAL_SIGKILL, Tree: true}))
-}
-
-// sendInput streams standard input to the program, in order, and closes its
-// standard input at the end.
-func (s session) sendInput(ctx context.Context, a *App, p processpbconnect.ProcessClient, who *processpb.ProcessSelector) {
-	stream := p.StreamInput(ctx)
-	err := stream.Send(&processpb.StreamInputRequest{Event: &processpb.StreamInputRequest_Start{
-		Start: &processpb.StreamInputRequest_StartEvent{Process: who},
-	}})
-	buf := make([]byte, stdinChunk)
-	for err == nil {
-		var n int
-		n, err = a.In.Read(buf)
-		if n == 0 {
-			continue
-		}
-		if sendErr := stream.Send(s.inputMessage(buf[:n])); sendErr != nil {
-			err = sendErr
-		}
-	}
-	if _, closeErr := stream.CloseAndReceive(); closeErr != nil || s.tty || !errors.Is(err, io.EOF) {
-		return
-	}
-	p.CloseStdin(ctx, connect.NewRequest(&processpb.CloseStdinRequest{Process: who}))
-}
-
-func (s session) inputMessage(b []byte) *processpb.StreamInputRequest {
-	in := &processpb.ProcessInput{Input: &processpb.ProcessInput_Stdin{Stdin: b}}
-	if s.tty {
-		in = &processpb.ProcessInput{Input: &processpb.ProcessInput_Pty{Pty: b}}
-	}
-	return &processpb.StreamInputRequest{Event: &processpb.StreamInputRequest_Data{
-		Data: &processpb.StreamInputRequest_DataEvent{Input: in},
-	}}
 }
