@@ -39,6 +39,9 @@ type Options struct {
 	Args []string
 	// Config is the content of a configuration file.
 	Config string
+	// Netns is the path of the network namespace that hutchd takes for its
+	// host's; empty: the test's own.
+	Netns string
 }
 
 // Daemon is one hutchd with its directories. It is used by one test.
@@ -181,7 +184,11 @@ func (d *Daemon) Up() {
 		}
 		args = append(args, "--config", file)
 	}
-	d.cmd = exec.Command(Bin(d.T, "hutchd"), append(args, d.options.Args...)...)
+	args = append([]string{Bin(d.T, "hutchd")}, append(args, d.options.Args...)...)
+	if d.options.Netns != "" {
+		args = append([]string{"nsenter", "--net=" + d.options.Netns}, args...)
+	}
+	d.cmd = exec.Command(args[0], args[1:]...)
 	d.cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+address)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
