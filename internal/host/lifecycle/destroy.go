@@ -137,12 +137,16 @@ func (b *box) breakDown(cause sandbox.Cause, why error) {
 // vmEnded sees to a VMM that ended by itself: the state tells how at once, and
 // what the VM needed is freed.
 func (b *box) vmEnded() {
-	exit := b.vm.Exit()
+	b.halt(afterExit(b.vm.Exit()))
+}
+
+// afterExit is what becomes of a sandbox whose VMM ended.
+func afterExit(exit vmm.Exit) change {
 	c := change{to: sandbox.Failed, cause: sandbox.ByCrash, reason: exitReason(exit)}
 	if exit.Reason == vmm.GuestPowerOff || exit.Reason == vmm.GuestReset {
 		c.to, c.cause = sandbox.Stopped, sandbox.ByGuest
 	}
-	b.halt(c)
+	return c
 }
 
 // halt says that a sandbox has no VM any more and why, and frees what the VM

@@ -56,7 +56,11 @@ func (d fakeDriver) Adopt(_ context.Context, ident sandbox.Machine, spec vmm.Spe
 		defer d.s.w.mu.Unlock()
 		m := d.s.w.vms[ident.Process.PID]
 		if m == nil || m.ident != ident || m.spec.Dir != spec.Dir {
-			return fault.New(fault.NotFound, "no process %d", ident.Process.PID)
+			err := fault.New(fault.NotFound, "no process %d", ident.Process.PID)
+			if e, known := d.s.w.exits[ident.Process.PID]; known {
+				return &vmm.Gone{Exit: e, Err: err}
+			}
+			return err
 		}
 		vm = &fakeVM{d.s, m}
 		return nil

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/store"
+	"github.com/hutch-run/hutch/internal/host/vmm"
 	"github.com/hutch-run/hutch/internal/sandbox"
 	"github.com/hutch-run/hutch/internal/undo"
 )
@@ -174,10 +175,10 @@ func (b *box) recoverPending() {
 func (b *box) adopt() {
 	ctx, cancel := b.op()
 	defer cancel()
-	lost := change{to: sandbox.Failed, cause: sandbox.ByCrash, reason: "its VMM ended while hutchd was not running"}
+	lost := change{to: sandbox.Failed, cause: sandbox.ByHost}
 	machine := b.rec.Machine
 	if machine == nil || machine.Process.BootID != b.m.bootID {
-		lost.cause, lost.reason = sandbox.ByHost, "the host was restarted"
+		lost.reason = "the host was restarted"
 		b.halt(lost)
 		return
 	}
@@ -188,7 +189,7 @@ func (b *box) adopt() {
 	vm, err := b.m.p.Driver.Adopt(ctx, *machine, b.vmSpec(image, b.m.anyKernel(), ""))
 	switch {
 	case fault.Is(err, fault.NotFound):
-		b.halt(lost)
+		b.halt(endedAway(err))
 		return
 	case err != nil:
 		b.grant = b.m.admission.take(b.rec.Spec.MemoryMB)
@@ -199,11 +200,24 @@ func (b *box) adopt() {
 	b.vm = vm
 	if _, err := b.m.p.Slots.Adopt(ctx, b.rec.Slot, b.rec.Spec.Network); err != nil {
 		// Nobody knows what it could reach: better no VM than one let loose.
-		lost.cause, lost.reason = sandbox.ByHost, fmt.Sprintf("its network slot can't be taken up: %v", err)
+		lost.reason = fmt.Sprintf("its network slot can't be taken up: %v", err)
 		b.halt(lost)
 		return
 	}
 	b.carryOn(ctx)
+}
+
+// endedAway is what becomes of a sandbox whose VMM ended while nobody watched,
+// by the error of its adoption.
+func endedAway(err error) change {
+	const when = "its VMM ended while hutchd was not running"
+	var gone *vmm.Gone
+	if !errors.As(err, &gone) {
+		return change{to: sandbox.Failed, cause: sandbox.ByCrash, reason: when}
+	}
+	c := afterExit(gone.Exit)
+	c.reason = when + ": " + c.reason
+	return c
 }
 
 // carryOn goes on with an adopted VM, in the state that it is in. The guest

@@ -177,15 +177,21 @@ func TestAdoption(t *testing.T) {
 		bring(t, h, sandbox.ID("sb-"+string(to)), to)
 	}
 	h.create("sb-dies", plain)
+	h.create("sb-vanishes", plain)
+	h.create("sb-sleeps", plain)
 	h.create("sb-pauses", plain)
 	h.create("sb-runs", plain)
 	h.must(h.Pause(h.c, "sb-runs"))
 	before := h.List()
 	h.die()
 
-	// Meanwhile one dies, and others are not as their records say.
+	// Meanwhile some end, and others are not as their records say.
 	w.crash(t, "sb-dies")
+	w.powerOff(t, "sb-sleeps")
+	trackless := w.vm(t, "sb-vanishes").ident.Process.PID
+	w.crash(t, "sb-vanishes")
 	w.mu.Lock()
+	delete(w.exits, trackless)
 	for _, vm := range w.vms {
 		switch vm.spec.ID {
 		case "sb-pauses":
@@ -198,7 +204,7 @@ func TestAdoption(t *testing.T) {
 	h = start(t, w)
 	want := map[sandbox.ID]sandbox.State{
 		"sb-running": sandbox.Running, "sb-paused": sandbox.Paused, "sb-stopped": sandbox.Stopped, "sb-error": sandbox.Failed,
-		"sb-dies": sandbox.Failed, "sb-pauses": sandbox.Paused, "sb-runs": sandbox.Running,
+		"sb-dies": sandbox.Failed, "sb-vanishes": sandbox.Failed, "sb-sleeps": sandbox.Stopped, "sb-pauses": sandbox.Paused, "sb-runs": sandbox.Running,
 	}
 	got := map[sandbox.ID]sandbox.State{}
 	for i, v := range h.List() {
@@ -211,11 +217,17 @@ func TestAdoption(t *testing.T) {
 		t.Errorf("states (-want +got):\n%s", diff)
 	}
 	w.checkWhole(t, h.List())
-	if w.launched != 7 {
-		t.Errorf("%d VMs were launched, want 7", w.launched)
+	if w.launched != 9 {
+		t.Errorf("%d VMs were launched, want 9", w.launched)
 	}
-	if v, _ := h.Get("sb-dies"); v.Cause != sandbox.ByCrash || !strings.Contains(v.Reason, "while hutchd was not running") {
-		t.Errorf("sb-dies: %s %q", v.Cause, v.Reason)
+	for id, want := range map[string]string{
+		"sb-dies":     "crash: its VMM ended while hutchd was not running: crashed: signal 11 [31mlast words",
+		"sb-vanishes": "crash: its VMM ended while hutchd was not running",
+		"sb-sleeps":   "guest: its VMM ended while hutchd was not running: guest powered off",
+	} {
+		if v, _ := h.Get(id); string(v.Cause)+": "+v.Reason != want {
+			t.Errorf("%s: %s: %s, want %s", id, v.Cause, v.Reason, want)
+		}
 	}
 	for _, v := range h.List() {
 		h.must(h.Resume(h.c, v.ID))

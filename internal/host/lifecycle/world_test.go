@@ -34,6 +34,7 @@ type world struct {
 	bootID   string
 	nextPID  int
 	vms      map[int]*machine // alive, by pid
+	exits    map[int]vmm.Exit // of those that ended and left a trace of how
 	launched int
 	slots    map[int]bool
 	policies map[int]sandbox.Policy
@@ -64,7 +65,7 @@ func newWorld(t testing.TB) *world {
 	t.Cleanup(func() { os.RemoveAll(base) })
 	return &world{
 		root: filepath.Join(base, "root"), run: filepath.Join(base, "run"), bootID: "boot-1", nextPID: 100,
-		vms: map[int]*machine{}, slots: map[int]bool{}, policies: map[int]sandbox.Policy{}, changed: make(chan struct{}),
+		vms: map[int]*machine{}, exits: map[int]vmm.Exit{}, slots: map[int]bool{}, policies: map[int]sandbox.Policy{}, changed: make(chan struct{}),
 		capacity: Capacity{MemoryMB: 1 << 20, DiskMB: 1 << 20},
 	}
 }
@@ -77,6 +78,7 @@ func (w *world) end(vm *machine, e vmm.Exit) {
 	}
 	delete(w.vms, vm.ident.Process.PID)
 	vm.exit = e
+	w.exits[vm.ident.Process.PID] = e
 	close(vm.done)
 }
 

@@ -23,7 +23,8 @@ type Driver interface {
 	// left behind. The VM lives on when ctx ends, and when this process does.
 	Launch(ctx context.Context, spec Spec) (VM, error)
 	// Adopt takes up a VM that an earlier process launched. It is a
-	// fault.NotFound when that very process is gone; dir is Spec.Dir.
+	// fault.NotFound when that very process is gone; then there is a *Gone in
+	// the error if the driver can tell how it ended, however often it is asked.
 	Adopt(ctx context.Context, m sandbox.Machine, spec Spec) (VM, error)
 }
 
@@ -74,6 +75,19 @@ type Exit struct {
 	Detail string
 }
 
+// Gone is the error of an Adopt that came too late, and tells how the VMM ended
+// while nobody watched. Reason is Crashed unless there is proof of another.
+type Gone struct {
+	Exit Exit
+	Err  error // a fault.NotFound
+}
+
+// Error tells what is gone.
+func (g *Gone) Error() string { return g.Err.Error() }
+
+// Unwrap gives the class.
+func (g *Gone) Unwrap() error { return g.Err }
+
 // Caps is what a driver can do, as data.
 type Caps struct {
 	Name        string // "qemu"
@@ -120,7 +134,8 @@ type Spec struct {
 	// and removes them when the VM is gone.
 	Dir string
 	// ConsoleLog and VMMLog are where the guest's console and the VMM's own
-	// words go, capped.
+	// words go, capped. A driver may keep files of its own beside VMMLog, with
+	// its name and something more; they stay as the logs do.
 	ConsoleLog string
 	VMMLog     string
 	// UID is the user and group id that the VMM runs as.

@@ -45,13 +45,14 @@ type Host struct {
 
 	mu       sync.Mutex
 	machines map[int]*Machine // live ones, by pid; guarded by mu
+	ended    map[int]*Machine // the others; guarded by mu
 	lastPID  int              // guarded by mu
 	launch   func(context.Context, vmm.Spec) error
 }
 
 // NewHost returns an empty host.
 func NewHost(p Params) *Host {
-	return &Host{params: p, machines: map[int]*Machine{}, lastPID: 1 << 22} // above every real pid
+	return &Host{params: p, machines: map[int]*Machine{}, ended: map[int]*Machine{}, lastPID: 1 << 22} // above every real pid
 }
 
 // OnLaunch makes every later Launch call f first, which may fail or wait. Nil
@@ -166,12 +167,16 @@ func (d *Driver) Adopt(ctx context.Context, id sandbox.Machine, spec vmm.Spec) (
 		return nil, fmt.Errorf("adopt: %w", err)
 	}
 	d.host.mu.Lock()
-	m := d.host.machines[id.Process.PID]
+	m, gone := d.host.machines[id.Process.PID], d.host.ended[id.Process.PID]
 	d.host.mu.Unlock()
-	if m == nil || id.Driver != DriverName || m.process != id.Process {
-		return nil, fault.New(fault.NotFound, "adopt %s: process %d is gone", spec.ID, id.Process.PID)
+	if m != nil && id.Driver == DriverName && m.process == id.Process {
+		return newVM(m), nil
 	}
-	return newVM(m), nil
+	err := fault.New(fault.NotFound, "adopt %s: process %d is gone", spec.ID, id.Process.PID)
+	if gone != nil && gone.process == id.Process {
+		return nil, &vmm.Gone{Exit: gone.exit, Err: err}
+	}
+	return nil, err
 }
 
 // checkFiles fails as a real VMM does when something is not there.

@@ -7,8 +7,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/vmm"
@@ -106,6 +108,17 @@ func TestSuite(t *testing.T) {
 				}
 			}
 			t.Fatal("no such machine")
+		},
+		Ended: func(t testing.TB, m sandbox.Machine) {
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for slices.ContainsFunc(h.Machines(), func(x *fake.Machine) bool { return x.Process() == m.Process }) {
+				select {
+				case <-tick.C:
+				case <-testenv.Context(t).Done():
+					t.Fatal("the machine does not end")
+				}
+			}
 		},
 		Left: func(t testing.TB, spec vmm.Spec) (left []string) {
 			if m := h.Machine(spec.ID); m != nil {

@@ -51,6 +51,7 @@ func (m *Machine) End(e vmm.Exit) {
 	m.mu.Unlock()
 	m.host.mu.Lock()
 	delete(m.host.machines, m.process.PID)
+	m.host.ended[m.process.PID] = m
 	m.host.mu.Unlock()
 	m.console.Close()
 	close(m.done)

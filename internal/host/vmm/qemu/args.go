@@ -20,6 +20,7 @@ type argParams struct {
 	InitrdFD int // 0: none
 	// Listening sockets.
 	ControlFD, ConsoleFD, LinkFD int
+	JournalFD                    int
 
 	Disks []argDisk
 	NIC   *argNIC
@@ -105,13 +106,19 @@ func bootArgs(p argParams) []string {
 	return args
 }
 
+// journalSet is the number of the set of descriptors with the journal; disks
+// have theirs from 1 on.
+const journalSet = 0
+
 // channelArgs are the machine protocol, the console, the link and the source
 // of randomness.
 func channelArgs(p argParams) []string {
 	socket := func(id string, fd int) []string {
 		return []string{"-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", id, fd)}
 	}
-	args := append(socket("control", p.ControlFD), "-mon", "chardev=control,mode=control")
+	args := socket("control", p.ControlFD)
+	args[1] += fmt.Sprintf(",logfile=/dev/fdset/%d,logappend=on", journalSet)
+	args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", p.JournalFD, journalSet), "-mon", "chardev=control,mode=control")
 	args = append(args, socket("console", p.ConsoleFD)...)
 	args = append(args, "-serial", "chardev:console")
 	args = append(args, socket("link", p.LinkFD)...)

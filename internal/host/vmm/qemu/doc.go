@@ -2,7 +2,7 @@
 // on the q35 machine with KVM or, where that does not work, by emulation.
 //
 // It owns QEMU's command line, its three sockets (machine protocol, console,
-// link), the choice of the accelerator and the reading of why a machine ended.
+// link), the journal in which QEMU keeps what it says on the first, the choice of the accelerator and the reading of why a machine ended.
 // It never opens a path that a guest or a caller made up inside QEMU: kernel,
 // initramfs, disks, tap and sockets are opened here and passed as descriptors,
 // so that QEMU needs no right to any directory.
@@ -17,6 +17,10 @@
 //   - Every socket is a listening one of ours that QEMU accepts from, one client
 //     at a time; after hutchd's end QEMU accepts the next hutchd's. What the
 //     guest writes while nobody is connected is dropped, never waited for.
+//   - QEMU writes its events into the journal (logfile= of the protocol's
+//     chardev) also when nobody is connected. So a machine that ended while
+//     hutchd was away has said whether its guest powered off; one that has not
+//     said anything crashed. A panic and a reboot are the same there.
 //   - A disk that cannot be written (a full host) is an I/O error in the guest,
 //     never a silently stopped machine.
 //   - A writable disk is locked by QEMU on the description that was opened

@@ -13,6 +13,7 @@ import (
 type ending struct {
 	shutdown string // reason of the SHUTDOWN event, "": none was seen
 	panic    string // the kernel's last message
+	unseen   bool   // nobody watched: exit and panic are not known
 	killed   bool   // Kill was called
 	exit     proc.Exit
 	words    string // QEMU's last
@@ -39,6 +40,9 @@ func shutdownReason(e qmp.Event) string {
 // what was done to QEMU.
 func classify(e ending) vmm.Exit {
 	status := "QEMU " + e.exit.String()
+	if e.unseen && e.words != "" {
+		status += ", its log ends in"
+	}
 	if e.words != "" {
 		status += ": " + e.words
 	}
@@ -47,6 +51,9 @@ func classify(e ending) vmm.Exit {
 		return vmm.Exit{Reason: vmm.GuestPanic, Detail: orElse(e.panic, status)}
 	case e.shutdown == "guest-shutdown":
 		return vmm.Exit{Reason: vmm.GuestPowerOff, Detail: status}
+	case e.shutdown == "guest-reset" && e.unseen:
+		// A kernel that panicked says why on the console only.
+		return vmm.Exit{Reason: vmm.GuestReset, Detail: "or its kernel panicked; " + status}
 	case e.shutdown == "guest-reset":
 		return vmm.Exit{Reason: vmm.GuestReset, Detail: status}
 	case e.killed:

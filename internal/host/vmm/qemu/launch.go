@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -83,6 +84,11 @@ func (d *Driver) open(ctx context.Context, spec vmm.Spec, files *fileSet, undos 
 		undos.Add("socket", func(context.Context) error { return removeSocket(path) })
 		*s.fd = files.add(f)
 	}
+	journal, err := createJournal(journalPath(spec))
+	if err != nil {
+		return p, err
+	}
+	p.JournalFD = files.add(journal)
 	kernel, err := openFor(spec.UID, "kernel", spec.Kernel)
 	if err != nil {
 		return p, err
@@ -129,7 +135,7 @@ func (d *Driver) cell(spec vmm.Spec, args []string, files fileSet) jail.Cell {
 }
 
 // Adopt takes up a machine; see vmm.Driver. What a machine that is gone left
-// in spec.Dir and in its cgroup is removed.
+// in spec.Dir and in its cgroup is removed, when what it tells was read.
 func (d *Driver) Adopt(ctx context.Context, m sandbox.Machine, spec vmm.Spec) (vmm.VM, error) {
 	if err := spec.CheckAdopted(); err != nil {
 		return nil, fmt.Errorf("adopt: %w", err)
@@ -139,7 +145,7 @@ func (d *Driver) Adopt(ctx context.Context, m sandbox.Machine, spec vmm.Spec) (v
 	}
 	p, err := proc.Adopt(ctx, m.Process, proc.AdoptParams{Log: spec.VMMLog, LogMax: d.params.LogMax, Logger: d.logger})
 	if fault.Is(err, fault.NotFound) {
-		return nil, fmt.Errorf("adopt %s: %w", spec.ID, errors.Join(err, d.removeRest(ctx, spec)))
+		return nil, fmt.Errorf("adopt %s: %w", spec.ID, d.gone(ctx, spec, err))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("adopt %s: %w", spec.ID, err)
@@ -155,6 +161,17 @@ func (d *Driver) Adopt(ctx context.Context, m sandbox.Machine, spec vmm.Spec) (v
 		d.logger.Warn("adopted QEMU does not answer", "sandbox_id", spec.ID, "error", err)
 	}
 	return v, nil
+}
+
+// gone is the error of an Adopt that found no process, for err.
+func (d *Driver) gone(ctx context.Context, spec vmm.Spec, err error) error {
+	exit, lostErr := d.lost(spec)
+	if lostErr == nil {
+		err = &vmm.Gone{Exit: exit, Err: err}
+	} else if !errors.Is(lostErr, fs.ErrNotExist) {
+		err = errors.Join(err, lostErr)
+	}
+	return errors.Join(err, d.removeRest(ctx, spec))
 }
 
 // removeRest removes what a machine that is gone left behind.

@@ -128,9 +128,32 @@ func TestSuite(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
+		Ended:  ended,
 		Left:   b.left,
 		LogMax: logMax,
 	})
+}
+
+// ended waits for the end of a process, also one that nobody has reaped.
+func ended(t testing.TB, m sandbox.Machine) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(m.Process.PID, 0)
+	if err == unix.ESRCH {
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for ctx := testenv.Context(t); ctx.Err() == nil; {
+		set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(set, 100); n > 0 {
+			return
+		} else if err != nil && err != unix.EINTR {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("the VMM does not end")
 }
 
 func end(t testing.TB, v vmm.VM) {
@@ -183,7 +206,7 @@ func TestConfinement(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	allowed := map[string]bool{spec.Kernel: true, spec.Initrd: true, "/dev/null": true, "/dev/kvm": true}
+	allowed := map[string]bool{spec.Kernel: true, spec.Initrd: true, "/dev/null": true, "/dev/kvm": true, spec.VMMLog + ".qmp": true}
 	for _, l := range links {
 		name, err := os.Readlink(l)
 		if err != nil || allowed[name] {

@@ -28,12 +28,12 @@ var update = flag.Bool("update", false, "write the golden files")
 func TestArgs(t *testing.T) {
 	full := argParams{
 		Name: "sb-0123456789abcdef", Accel: KVM, VCPUs: 4, MemoryMB: 2048, Cmdline: "quiet",
-		ControlFD: 4, ConsoleFD: 5, LinkFD: 6, KernelFD: 7, InitrdFD: 8,
-		Disks: []argDisk{{FD: 9, Serial: "root", ReadOnly: true}, {FD: 10, Serial: "data", Discard: true}},
-		NIC:   &argNIC{FD: 11, MAC: "02:00:00:00:00:01"},
+		ControlFD: 4, ConsoleFD: 5, LinkFD: 6, JournalFD: 7, KernelFD: 8, InitrdFD: 9,
+		Disks: []argDisk{{FD: 10, Serial: "root", ReadOnly: true}, {FD: 11, Serial: "data", Discard: true}},
+		NIC:   &argNIC{FD: 12, MAC: "02:00:00:00:00:01"},
 	}
 	small := argParams{
-		Name: "a", Accel: TCG, VCPUs: 1, MemoryMB: 128, ControlFD: 4, ConsoleFD: 5, LinkFD: 6, KernelFD: 7,
+		Name: "a", Accel: TCG, VCPUs: 1, MemoryMB: 128, ControlFD: 4, ConsoleFD: 5, LinkFD: 6, JournalFD: 7, KernelFD: 8,
 	}
 	for name, p := range map[string]argParams{"full": full, "small": small} {
 		got := strings.Join(buildArgs(p), "\n") + "\n"
@@ -89,6 +89,11 @@ func TestClassify(t *testing.T) {
 		"failed by itself":           {ending{exit: proc.Exit{Known: true, Code: 1}, words: "no disk"}, vmm.Crashed, "QEMU exited 1: no disk"},
 		"terminated":                 {ending{shutdown: "host-signal", exit: ended}, vmm.Crashed, "(host-signal)"},
 		"adopted, and nothing known": {ending{}, vmm.Crashed, "status unknown"},
+		"power off unseen":           {ending{unseen: true, shutdown: "guest-shutdown"}, vmm.GuestPowerOff, "status unknown"},
+		"reset unseen":               {ending{unseen: true, shutdown: "guest-reset"}, vmm.GuestReset, "or its kernel panicked"},
+		"crash unseen":               {ending{unseen: true, words: "bye"}, vmm.Crashed, "status unknown, its log ends in: bye"},
+		"terminated unseen":          {ending{unseen: true, shutdown: "host-signal"}, vmm.Crashed, "(host-signal)"},
+		"want of memory unseen":      {ending{unseen: true, oomKills: 1, memoryMB: 300}, vmm.Crashed, "more than its 300 MB"},
 	} {
 		got := classify(tt.e)
 		if got.Reason != tt.reason || !strings.Contains(got.Detail, tt.detail) || got.Detail == "" {

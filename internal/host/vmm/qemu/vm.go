@@ -117,6 +117,7 @@ func (v *vm) dialControl(ctx context.Context) (*qmp.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	v.trimJournal() // of what came while nobody was connected
 	c, err = qmp.New(ctx, conn, v.onEvent)
 	if err != nil {
 		return nil, err
@@ -136,12 +137,21 @@ func (v *vm) dialControl(ctx context.Context) (*qmp.Client, error) {
 func (v *vm) onEvent(e qmp.Event) {
 	reason := shutdownReason(e)
 	if reason == "" {
+		v.trimJournal()
 		return
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.shutdown == "" {
 		v.shutdown = reason
+	}
+}
+
+// trimJournal bounds the journal: a guest can make QEMU tell of something about
+// once a second.
+func (v *vm) trimJournal() {
+	if err := trimJournal(journalPath(v.spec)); err != nil {
+		v.driver.logger.Warn("journal of a machine grows", "sandbox_id", v.spec.ID, "error", err)
 	}
 }
 

@@ -30,6 +30,8 @@ type Harness struct {
 	Spec func(t testing.TB) vmm.Spec
 	// Crash ends a VMM from outside, as SIGKILL does.
 	Crash func(t testing.TB, m sandbox.Machine)
+	// Ended waits until a VMM that nobody holds has ended.
+	Ended func(t testing.TB, m sandbox.Machine)
 	// Left lists what is on the host of the machine of spec.
 	Left func(t testing.TB, spec vmm.Spec) []string
 	// LogMax is the bound of each log, in bytes.
@@ -45,6 +47,8 @@ func Run(t *testing.T, h Harness) {
 	t.Run("Kill", s.kill)
 	t.Run("Crash", s.crash)
 	t.Run("CrashAfterAdopt", s.crashAfterAdopt)
+	t.Run("PowerOffAway", func(t *testing.T) { s.away(t, vmm.GuestPowerOff) })
+	t.Run("CrashAway", func(t *testing.T) { s.away(t, vmm.Crashed) })
 	t.Run("LaunchCancelled", s.launchCancelled)
 	t.Run("LaunchFails", s.launchFails)
 	t.Run("BadSpec", s.badSpec)
@@ -268,6 +272,37 @@ func (s suite) crashAfterAdopt(t *testing.T) {
 		t.Errorf("exit: %+v", e)
 	}
 	s.afterTheEnd(t, ctx, v, spec)
+}
+
+// away has a machine end while nobody holds it: who comes next is told how,
+// and told the same when asked again.
+func (s suite) away(t *testing.T, want vmm.Reason) {
+	ctx, spec := s.begin(t)
+	v := s.launch(t, ctx, spec)
+	m := v.Machine()
+	g := s.dial(t, ctx, v)
+	ask(t, ctx, g, "echo up")
+	if want == vmm.GuestPowerOff {
+		ask(t, ctx, g, "later poweroff")
+	}
+	v.Close()
+	if want == vmm.Crashed {
+		s.Crash(t, m)
+	}
+	s.Ended(t, m)
+	for range 2 {
+		a, err := s.Driver(t).Adopt(ctx, m, spec)
+		if err == nil {
+			end(t, a)
+		}
+		var gone *vmm.Gone
+		if !fault.Is(err, fault.NotFound) || !errors.As(err, &gone) || gone.Exit.Reason != want || gone.Exit.Detail == "" {
+			t.Errorf("adopt after the end: %v, %+v; want %q", err, gone, want)
+		}
+	}
+	// A machine that is made anew has not ended.
+	next := s.launch(t, ctx, spec)
+	running(t, ctx, next, true)
 }
 
 // launchCancelled gives a launch up at many points.

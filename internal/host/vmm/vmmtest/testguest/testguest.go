@@ -34,13 +34,17 @@ type Machine interface {
 }
 
 // Serve answers requests from rw until it fails or ends. The error is never
-// nil.
+// nil, unless "later" said how to end the guest then.
 func Serve(rw io.ReadWriter, m Machine) error {
 	in := bufio.NewScanner(rw)
 	in.Buffer(make([]byte, 4096), maxLine)
+	last := "" // how to end the guest when the connection does
 	for in.Scan() {
 		token, rest, _ := strings.Cut(in.Text(), " ")
 		command, argument, _ := strings.Cut(rest, " ")
+		if command == "later" {
+			last, command = argument, "echo"
+		}
 		answer, err := run(m, command, argument)
 		if err != nil {
 			answer = "error: " + err.Error()
@@ -48,6 +52,9 @@ func Serve(rw io.ReadWriter, m Machine) error {
 		if _, err := fmt.Fprintf(rw, "%s %s\n", token, answer); err != nil {
 			return err
 		}
+	}
+	if last != "" {
+		return m.End(last)
 	}
 	if err := in.Err(); err != nil {
 		return err
