@@ -27,9 +27,9 @@
 //	 6  2  length of the payload, at most 32740
 //	 8  4  stream, 0 for the session itself
 //	12  8  tag of the session, 0 in the handshake
-//	20  4  CRC-32C of the 20 bytes before
+//	20  4  low 32 bits of XXH64 of the 20 bytes before
 //	24  n  payload, and when n > 0:
-//	    4  CRC-32C of the payload
+//	    4  the same of the payload
 //
 // Numbers are big-endian. Zero bytes between frames are padding. A frame with
 // everything is at most 32 KiB, which is what the guest kernel passes on in one
