@@ -71,35 +71,59 @@ func (i *Identity) writeOurs(name, text string) error {
 // write makes /etc/name a file with that text, by a rename, so that a symlink
 // there is replaced and never followed. It does nothing when all is as it
 // should be. The file is not synced: the next boot writes it again.
-func (i *Identity) write(name, text string, mode fs.FileMode) error {
+func (i *Identity) write(name, text string, mode uint32) error {
 	if found, err := i.read(name); err == nil && found.plain && found.text == text {
 		return nil
 	}
-	dir := filepath.Join(i.p.Root, "etc")
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	etc, err := os.OpenRoot(dir)
+	etc, err := i.openEtc()
 	if err != nil {
 		return err
 	}
-	defer etc.Close()
+	defer unix.Close(etc)
 	temporary := ".hutch-" + name
-	if err := etc.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err // else: left behind by a crash
-	}
-	f, err := etc.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
+	if err := create(etc, temporary, text, mode); err != nil {
 		return err
 	}
-	_, err = io.WriteString(f, text)
-	err = errors.Join(err, f.Chmod(mode), f.Close()) // Chmod: whatever the umask is
-	if err == nil {
-		err = etc.Rename(temporary, name)
+	if err := unix.Renameat(etc, temporary, etc, name); err != nil {
+		_ = unix.Unlinkat(etc, temporary, 0) // the first error tells more
+		return &fs.PathError{Op: "write", Path: "/etc/" + name, Err: err}
+	}
+	return nil
+}
+
+// openEtc opens /etc, and makes it where an image has none.
+func (i *Identity) openEtc() (int, error) {
+	dir := filepath.Join(i.p.Root, "etc")
+	for first := true; ; first = false {
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return fd, nil
+		}
+		if !first || err != unix.ENOENT {
+			return -1, &fs.PathError{Op: "open", Path: dir, Err: err}
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return -1, err
+		}
+	}
+}
+
+// create writes a new file in dir. One of that name is left behind by a crash,
+// and goes.
+func create(dir int, name, text string, mode uint32) error {
+	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC
+	fd, err := unix.Openat(dir, name, flags, mode)
+	if err == unix.EEXIST && unix.Unlinkat(dir, name, 0) == nil {
+		fd, err = unix.Openat(dir, name, flags, mode)
 	}
 	if err != nil {
-		_ = etc.Remove(temporary) // the first error tells more
-		return fmt.Errorf("write /etc/%s: %w", name, err)
+		return &fs.PathError{Op: "create", Path: "/etc/" + name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), "/etc/"+name)
+	_, err = f.WriteString(text)
+	if err := errors.Join(err, f.Chmod(fs.FileMode(mode)), f.Close()); err != nil { // Chmod: whatever the umask is
+		_ = unix.Unlinkat(dir, name, 0)
+		return err
 	}
 	return nil
 }

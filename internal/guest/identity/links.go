@@ -18,16 +18,20 @@ func NetlinkLinks() Links { return netlinkLinks{} }
 
 // Loopback implements Links.
 func (netlinkLinks) Loopback() error {
-	lo, err := netlink.LinkByName("lo")
+	lo, err := openIoctls("lo")
 	if err != nil {
 		return err
 	}
-	return netlink.LinkSetUp(lo)
+	defer lo.close()
+	return lo.up()
 }
 
 // Apply implements Links. A machine without the interface is fine as long as
 // it is to have no address.
 func (netlinkLinks) Apply(p LinkParams) error {
+	if done, err := fresh(p); done || err != nil {
+		return err
+	}
 	link, err := netlink.LinkByName(p.Name)
 	var missing netlink.LinkNotFoundError
 	if errors.As(err, &missing) && !p.Address.IsValid() {

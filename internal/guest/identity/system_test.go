@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"net"
 	"net/netip"
 	"runtime"
@@ -126,6 +127,33 @@ func TestNetlinkLinks(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestLinkThatWasTouched configures interfaces that are down, as at a create,
+// but not quite as the kernel made them.
+func TestLinkThatWasTouched(t *testing.T) {
+	want := LinkParams{Name: "eth0", Address: netip.MustParsePrefix("198.18.0.2/30")}
+	for name, touch := range map[string]func(netlink.Link) error{
+		"untouched": func(netlink.Link) error { return nil },
+		"has an address": func(l netlink.Link) error {
+			return netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 1, 2, 3), Mask: net.CIDRMask(16, 32)}})
+		},
+		"was up": func(l netlink.Link) error {
+			return errors.Join(netlink.LinkSetUp(l), netlink.LinkSetDown(l))
+		},
+	} {
+		inNamespaces(t, unix.CLONE_NEWNET, func() {
+			link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer"}
+			if err := errors.Join(netlink.LinkAdd(link), touch(link), NetlinkLinks().Apply(want)); err != nil {
+				t.Errorf("%s: %v", name, err)
+				return
+			}
+			addresses, gateways, attrs := state(t, "eth0")
+			if !slices.Equal(addresses, []string{"198.18.0.2/30"}) || len(gateways) != 0 || attrs.Flags&net.FlagUp == 0 {
+				t.Errorf("%s: addresses %q, gateways %q, flags %v", name, addresses, gateways, attrs.Flags)
+			}
+		})
+	}
 }
 
 func TestSystemHostname(t *testing.T) {
