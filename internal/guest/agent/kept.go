@@ -2,12 +2,12 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/hutch-run/hutch/internal/guest/identity"
@@ -15,14 +15,43 @@ import (
 
 // defaultsFile hands the defaults of commands to the next server of this boot.
 // It is on a tmpfs that only root may enter.
-const defaultsFile = "/run/hutch/defaults.json"
+const defaultsFile = "/run/hutch/defaults"
 
-// defaults is the content of defaultsFile, version 1.
+// defaults is the content of defaultsFile.
 type defaults struct {
-	Version int               `json:"version"`
-	Env     map[string]string `json:"env"`
-	User    string            `json:"user"`
-	Cwd     string            `json:"cwd"`
+	user, cwd string
+	env       map[string]string
+}
+
+// defaultsFormat names the first of the strings in defaultsFile, each ended by
+// a NUL byte: the format, user, directory, and the variables as KEY=VALUE. (No
+// JSON: a create waits for the file, and would wait for the library.)
+const defaultsFormat = "hutch-defaults-1"
+
+func (d defaults) encode() []byte {
+	b := append([]byte(defaultsFormat), 0)
+	b = append(append(b, d.user...), 0)
+	b = append(append(b, d.cwd...), 0)
+	for k, v := range d.env {
+		b = append(append(append(append(b, k...), '='), v...), 0)
+	}
+	return b
+}
+
+func parseDefaults(b []byte) (*defaults, error) {
+	parts := strings.Split(string(b), "\x00")
+	if parts[0] != defaultsFormat {
+		return nil, fmt.Errorf("the format is not %s", defaultsFormat)
+	}
+	if len(parts) < 4 || parts[len(parts)-1] != "" {
+		return nil, errors.New("the file is cut")
+	}
+	d := &defaults{user: parts[1], cwd: parts[2], env: map[string]string{}}
+	for _, p := range parts[3 : len(parts)-1] {
+		k, v, _ := strings.Cut(p, "=")
+		d.env[k] = v
+	}
+	return d, nil
 }
 
 // keptIdentity is an identity whose defaults outlive a crash of the server:
@@ -41,18 +70,12 @@ func keepIdentity(i *identity.Identity, file string, log *slog.Logger) *keptIden
 	if errors.Is(err, os.ErrNotExist) {
 		return k
 	}
-	var d defaults
 	if err == nil {
-		err = json.Unmarshal(b, &d)
-	}
-	if err == nil && d.Version != 1 {
-		err = fmt.Errorf("format %d is unknown", d.Version)
+		k.kept, err = parseDefaults(b)
 	}
 	if err != nil {
 		log.Warn("read the defaults that the server before left", "error", err)
-		return k
 	}
-	k.kept = &d
 	return k
 }
 
@@ -65,22 +88,18 @@ func (k *keptIdentity) Configure(ctx context.Context, c identity.Config) (identi
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.kept = nil
-	if err := writeDefaults(k.file, defaults{1, c.Env, c.User, c.Cwd}); err != nil {
+	if err := writeDefaults(k.file, defaults{c.User, c.Cwd, c.Env}); err != nil {
 		facts.Warnings = append(facts.Warnings, err.Error())
 	}
 	return facts, nil
 }
 
 func writeDefaults(file string, d defaults) error {
-	b, err := json.Marshal(d)
-	if err != nil {
-		return fmt.Errorf("keep defaults: %w", err)
-	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("keep defaults: %w", err)
 	}
 	tmp := file + ".new"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	if err := os.WriteFile(tmp, d.encode(), 0o600); err != nil {
 		return fmt.Errorf("keep defaults: %w", err)
 	}
 	return os.Rename(tmp, file)
@@ -95,7 +114,7 @@ func (k *keptIdentity) before() *defaults {
 // Env returns the environment of every command.
 func (k *keptIdentity) Env() map[string]string {
 	if d := k.before(); d != nil {
-		return d.Env
+		return d.env
 	}
 	return k.Identity.Env()
 }
@@ -103,7 +122,7 @@ func (k *keptIdentity) Env() map[string]string {
 // User returns the user of calls that name none.
 func (k *keptIdentity) User() string {
 	if d := k.before(); d != nil {
-		return d.User
+		return d.user
 	}
 	return k.Identity.User()
 }
@@ -111,7 +130,7 @@ func (k *keptIdentity) User() string {
 // Cwd returns the working directory of calls that name none.
 func (k *keptIdentity) Cwd() string {
 	if d := k.before(); d != nil {
-		return d.Cwd
+		return d.cwd
 	}
 	return k.Identity.Cwd()
 }

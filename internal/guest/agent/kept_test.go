@@ -14,21 +14,21 @@ import (
 // TestDefaultsOutliveTheServer writes what one server was told and reads it as
 // the next one does.
 func TestDefaultsOutliveTheServer(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "hutch/defaults.json")
+	file := filepath.Join(t.TempDir(), "hutch/defaults")
 	log := slog.New(slog.DiscardHandler)
 	next := func() *keptIdentity { return keepIdentity(&identity.Identity{}, file, log) }
 	if k := next(); k.before() != nil {
 		t.Errorf("a first server knows %+v", k.before())
 	}
-	want := defaults{1, map[string]string{"A": "1"}, "user", "/srv"}
+	want := defaults{"user", "/srv", map[string]string{"A": "1=2", "B": ""}}
 	if err := writeDefaults(file, want); err != nil {
 		t.Fatal(err)
 	}
 	k := next()
-	if cmp.Diff(want.Env, k.Env()) != "" || k.User() != want.User || k.Cwd() != want.Cwd {
+	if cmp.Diff(want.env, k.Env()) != "" || k.User() != want.user || k.Cwd() != want.cwd {
 		t.Errorf("the next server says %v %q %q", k.Env(), k.User(), k.Cwd())
 	}
-	for name, content := range map[string]string{"garbage": "{", "newer": `{"version":2,"user":"x"}`} {
+	for name, content := range map[string]string{"garbage": "{", "newer": "hutch-defaults-2\x00user\x00/\x00", "cut": "hutch-defaults-1\x00user\x00/sr"} {
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
