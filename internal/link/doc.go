@@ -63,9 +63,12 @@
 // # Streams
 //
 // Only the host opens streams. OPEN carries a preface: its version and the
-// target, "api" or "tcp:<port>". STATUS answers before data flows. DATA is
+// target, "api", "tcp:<port>" or "call:<name>". STATUS answers before data flows. DATA is
 // bounded by the window that the reader grants; FIN ends one direction; STOP
 // says that the sender reads no more; RESET ends both directions at once.
+//
+// A call is a stream of one request and one reply, each up to its FIN: 0 and
+// the result, or 1, the name of an error's class, a line feed and words.
 //
 // The multiplexer is our own, and not one of the usual libraries, because the
 // frames above are needed anyway, and because of what a paused or hostile guest

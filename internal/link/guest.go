@@ -28,14 +28,16 @@ type ListenParams struct {
 	// DialTCP connects to a TCP port of this machine for the host; see
 	// DialLocal. nil: such streams are denied.
 	DialTCP func(ctx context.Context, port uint16) (net.Conn, error)
-	Log     *slog.Logger // nil: none
+	// Calls are what the host may call, by name; see Session.Call.
+	Calls map[string]CallFunc
+	Log   *slog.Logger // nil: none
 
 	versions [2]uint16 // tests only; zero: those of this build
 }
 
 // Listener is the guest's end of the link: a net.Listener for the streams to
-// the agent's API. It outlives sessions and hosts. Streams to TCP ports never
-// show here; the Listener connects them itself.
+// the agent's API. It outlives sessions and hosts. Streams to TCP ports and calls
+// never show here; the Listener serves them itself.
 type Listener struct {
 	p      ListenParams
 	ctx    context.Context
@@ -187,6 +189,10 @@ func (l *Listener) opened(s *Stream) {
 		if !l.await(s) {
 			s.answer(StatusBusy, "too many streams wait to be served")
 		}
+		return
+	}
+	if name, ok := parseCall(s.target); ok && l.p.Calls[name] != nil {
+		l.wg.Go(func() { serveCall(l.ctx, s, l.p.Calls[name]) })
 		return
 	}
 	port, ok := parseTCP(s.target)

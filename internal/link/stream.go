@@ -53,7 +53,7 @@ func newStream(m *mux, id uint32, target string) *Stream {
 	return s
 }
 
-// Target is what the stream was opened to: "api" or "tcp:<port>".
+// Target is what the stream was opened to: "api", "tcp:<port>" or "call:<name>".
 func (s *Stream) Target() string { return s.target }
 
 // Read reads what has arrived, or waits for it.

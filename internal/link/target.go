@@ -84,6 +84,7 @@ const (
 	prefaceVersion = 1
 	targetAPI      = "api"
 	targetTCP      = "tcp:"
+	targetCall     = "call:"
 	maxTarget      = 64
 	maxStatusText  = 256
 )
@@ -112,6 +113,9 @@ func parseTCP(target string) (uint16, bool) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	return uint16(n), err == nil && n > 0
 }
+
+// parseCall returns the name of a "call:<name>" target.
+func parseCall(target string) (string, bool) { return strings.CutPrefix(target, targetCall) }
 
 // statusText makes the words of a peer fit to be sent or shown.
 func statusText(s string) string {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -39,11 +40,27 @@ func Serve() error {
 	// ordinary is not told.
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	settle(log)
-	a := &agent{log: log, accounts: account.NewFiles("/")}
-	if err := a.build(); err != nil {
-		return err
+	a := &agent{log: log, accounts: account.NewFiles("/"), clock: clock.New(clock.System(log), log)}
+	a.identity = keepIdentity(identity.New(identity.Params{
+		Kernel: identity.System(), Links: identity.NetlinkLinks(), Clock: a.clock, Log: log,
+	}), defaultsFile, log)
+	// The host connects and configures while the rest of the boot goes on; its
+	// requests wait to be accepted until that is over.
+	listener, err := link.Listen(link.ListenParams{
+		Open: link.OpenPort, DialTCP: link.DialLocal, Hello: link.Hello{AgentVersion: version.Version}, Log: log,
+		Calls: map[string]link.CallFunc{link.CallConfigure: rpc.Configure(version.Version, a.identity)},
+	})
+	if err != nil {
+		return fmt.Errorf("serve the link: %w", err)
 	}
-	return a.run()
+	err = boot.AwaitSettled()
+	if err == nil {
+		err = a.build()
+	}
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	return a.run(listener)
 }
 
 // settle gives this process its name and makes the kernel spare it when memory
@@ -68,11 +85,8 @@ type agent struct {
 	power    *power.Power
 }
 
+// build makes what the API is about.
 func (a *agent) build() error {
-	a.clock = clock.New(clock.System(a.log), a.log)
-	a.identity = keepIdentity(identity.New(identity.Params{
-		Kernel: identity.System(), Links: identity.NetlinkLinks(), Clock: a.clock, Log: a.log,
-	}), defaultsFile, a.log)
 	var err error
 	if a.table, err = process.New(process.Params{
 		Log: a.log, Accounts: a.accounts, Defaults: a.identity, CgroupRoot: boot.ProcessCgroup,
@@ -86,16 +100,10 @@ func (a *agent) build() error {
 	return nil
 }
 
-// run serves the link, and ends the machine when asked to.
-func (a *agent) run() error {
+// run serves the API on the link, and ends the machine when asked to.
+func (a *agent) run(listener net.Listener) error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	listener, err := link.Listen(link.ListenParams{
-		Open: link.OpenPort, DialTCP: link.DialLocal, Hello: link.Hello{AgentVersion: version.Version}, Log: a.log,
-	})
-	if err != nil {
-		return fmt.Errorf("serve the link: %w", err)
-	}
 	server := &http.Server{Handler: a.handler(), Protocols: new(http.Protocols), ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug)}
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetUnencryptedHTTP2(true)
@@ -109,7 +117,7 @@ func (a *agent) run() error {
 	running.Go(func() { cancel(a.power.Run(ctx)) })
 	running.Go(func() { a.powerOnSignal(ctx) })
 	<-ctx.Done()
-	err = errors.Join(context.Cause(ctx), server.Close(), listener.Close())
+	err := errors.Join(context.Cause(ctx), server.Close(), listener.Close())
 	running.Wait()
 	return err
 }
@@ -146,6 +154,6 @@ func (a *agent) handler() http.Handler {
 	}))
 	return rpc.New(rpc.Params{
 		Log: a.log, Version: version.Version, Clock: a.clock, Info: sysinfo.Reader{Root: "/"},
-		Power: a.power, Identity: a.identity, Mounts: mounts,
+		Power: a.power, Mounts: mounts,
 	})
 }

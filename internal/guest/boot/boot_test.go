@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,7 +13,7 @@ import (
 
 func TestStepsAreNamedOnce(t *testing.T) {
 	seen := map[string]bool{}
-	for _, s := range append(stageOne(), stageTwo()...) {
+	for _, s := range slices.Concat(stageOne(), stageTwo(), stageThree()) {
 		if s.name == "" || s.run == nil || seen[s.name] {
 			t.Errorf("step %q is nameless, empty or there twice", s.name)
 		}
@@ -89,6 +90,7 @@ func TestInitRestartsTheServerAndReapsOrphans(t *testing.T) {
 		{err: syscall.ECHILD}, // lost
 	}
 	spawned, reaped := 0, 0
+	settled := make(chan struct{}, 9)
 	var pauses []time.Duration
 	now := time.Unix(0, 0)
 	i := &initProcess{
@@ -110,14 +112,19 @@ func TestInitRestartsTheServerAndReapsOrphans(t *testing.T) {
 			}
 			return e.pid, e.status, e.err
 		},
-		sleep: func(d time.Duration) { pauses = append(pauses, d); now = now.Add(d) },
-		now:   func() time.Time { return now },
+		sleep:  func(d time.Duration) { pauses = append(pauses, d); now = now.Add(d) },
+		now:    func() time.Time { return now },
+		settle: func() { settled <- struct{}{} },
 	}
 	if err := guard(i.run); err == nil || !strings.Contains(err.Error(), "script over") {
 		t.Fatalf("loop ended with %v", err)
 	}
 	if spawned != 5 || reaped != 5 || len(script) != 0 {
 		t.Errorf("spawned %d, reaped %d, %d left of the script", spawned, reaped, len(script))
+	}
+	<-settled // once, whatever the number of servers
+	if len(settled) != 0 {
+		t.Errorf("settled %d times more", len(settled))
 	}
 	for n := 1; n < len(pauses); n++ {
 		if pauses[n] != 2*pauses[n-1] {
@@ -143,8 +150,9 @@ func TestBackOffStartsAnewAfterASteadyServer(t *testing.T) {
 			}
 			return n, 0, nil
 		},
-		sleep: func(d time.Duration) { pauses = append(pauses, d) },
-		now:   func() time.Time { return now },
+		sleep:  func(d time.Duration) { pauses = append(pauses, d) },
+		now:    func() time.Time { return now },
+		settle: func() {},
 	}
 	if err := guard(i.run); err == nil {
 		t.Fatal("loop ended without the script")

@@ -21,8 +21,11 @@ const (
 // pressure.
 const agentMemoryMin = 24 << 20
 
-// delegateCgroups makes the agent's cgroup and the parent of all others, with
-// every controller that the kernel has handed down.
+// makeAgentCgroup makes the cgroup that the server is born into.
+func makeAgentCgroup() error { return os.Mkdir(AgentCgroup, 0o755) }
+
+// delegateCgroups moves PID 1 to the agent's cgroup and makes the parent of all
+// others, with every controller that the kernel has handed down.
 func delegateCgroups() error {
 	b, err := os.ReadFile(CgroupRoot + "/cgroup.controllers")
 	if err != nil {
@@ -32,10 +35,8 @@ func delegateCgroups() error {
 	if err := writeCgroup(CgroupRoot, "cgroup.subtree_control", enable); err != nil {
 		return err
 	}
-	for _, dir := range []string{AgentCgroup, ProcessCgroup} {
-		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) {
-			return err
-		}
+	if err := os.Mkdir(ProcessCgroup, 0o755); err != nil && !os.IsExist(err) {
+		return err
 	}
 	if err := writeCgroup(ProcessCgroup, "cgroup.subtree_control", enable); err != nil {
 		return err

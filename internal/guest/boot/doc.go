@@ -7,10 +7,13 @@
 // the server could lose. A step that panics is an error of that step, not the
 // end of the machine.
 //
-// Boot is a table of steps, in two parts: stage one runs in the initramfs and
-// ends with the overlay as "/"; stage two runs in there. A step that fails
-// stops the boot if the machine is useless without it: the reason goes to the
-// console, where the host reads it, and the machine powers off.
+// Boot is a table of steps, in three parts: stage one runs in the initramfs and
+// ends with the overlay as "/"; stage two is the rest of what the server needs;
+// stage three, what programs need, runs while the server already meets the host
+// and is told who it is. The server opens its API when all are over, so nothing
+// that a caller starts can be early. A step that fails stops the boot if the
+// machine is useless without it: the reason goes to the console, where the host
+// reads it, and the machine powers off.
 //
 // Disks are found by their virtio serial: "root" (the image, read-only),
 // "data" (ext4, writable), "modules" (kernel modules, read-only). A data disk

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,10 +23,13 @@ const (
 // Main is PID 1. It never returns.
 func Main() {
 	if err := boot(); err != nil {
-		say("boot failed: %v", err)
-		powerOff()
+		fail(err)
 	}
-	i := &initProcess{spawn: spawnServer, wait: wait, sleep: time.Sleep, now: time.Now}
+	settling, err := newSettling()
+	if err != nil {
+		fail(err)
+	}
+	i := &initProcess{spawn: settling.spawnServer, settle: settling.finish, wait: wait, sleep: time.Sleep, now: time.Now}
 	go i.forwardSignals(signals())
 	for {
 		if err := guard(i.run); err != nil {
@@ -35,12 +39,19 @@ func Main() {
 }
 
 func boot() error {
-	warn := func(s string) { say("boot: %s", s) }
 	os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 	if err := runSteps(stageOne(), warn); err != nil {
 		return err
 	}
 	return runSteps(stageTwo(), warn)
+}
+
+func warn(s string) { say("boot: %s", s) }
+
+// fail ends a machine that can't be brought up, and says why.
+func fail(err error) {
+	say("boot failed: %v", err)
+	powerOff()
 }
 
 // say writes one line to the console.
@@ -70,11 +81,15 @@ func signals() <-chan os.Signal {
 // those of the system, or a test's.
 type initProcess struct {
 	spawn func() (pid int, err error)
-	wait  func() (pid int, status syscall.WaitStatus, err error)
-	sleep func(time.Duration)
-	now   func() time.Time
+	// settle is called once, on a goroutine of its own, when the first server
+	// was started.
+	settle func()
+	wait   func() (pid int, status syscall.WaitStatus, err error)
+	sleep  func(time.Duration)
+	now    func() time.Time
 
-	server atomicPID
+	server  atomicPID
+	settled sync.Once
 }
 
 // run starts the server, waits for children for ever, and starts the server
@@ -87,6 +102,7 @@ func (i *initProcess) run() error {
 		pid, err := i.spawn()
 		if err == nil {
 			i.server.set(pid)
+			i.settled.Do(func() { go i.settle() })
 			status := i.reapUntil(pid)
 			i.server.set(0)
 			say("server ended (%s), starting it again", describe(status))
@@ -130,17 +146,6 @@ func wait() (int, syscall.WaitStatus, error) {
 	var status syscall.WaitStatus
 	pid, err := syscall.Wait4(-1, &status, 0, nil)
 	return pid, status, err
-}
-
-// spawnServer starts this very program again, from memory: its file went with
-// the initramfs.
-func spawnServer() (int, error) {
-	return syscall.ForkExec("/proc/self/exe", []string{"hutch-agent", "serve"}, &syscall.ProcAttr{
-		Dir:   "/",
-		Env:   os.Environ(),
-		Files: []uintptr{0, 1, 2},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
 }
 
 func describe(s syscall.WaitStatus) string {

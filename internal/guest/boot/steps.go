@@ -52,19 +52,29 @@ func stageOne() []step {
 	}
 }
 
-// stageTwo runs with the overlay as "/".
+// stageTwo runs with the overlay as "/", and is all that the server needs to
+// talk to the host.
 func stageTwo() []step {
+	return []step{
+		{"mount cgroup2", mountStep("cgroup2", CgroupRoot, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "nsdelegate,memory_recursiveprot"), false},
+		{"make agent's cgroup", makeAgentCgroup, false},
+		{"raise limits", raiseLimits, true},
+	}
+}
+
+// stageThree is what programs need. It runs while the server meets the host;
+// the server serves nothing that could see a piece of it missing before it is
+// over.
+func stageThree() []step {
 	return []step{
 		{"mount /dev/pts", mountStep("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666"), false},
 		{"mount /dev/shm", mountStep("tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"), true},
 		{"mount /dev/mqueue", mountStep("mqueue", "/dev/mqueue", "mqueue", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""), true},
 		{"link /dev", linkDev, true},
-		{"mount cgroup2", mountStep("cgroup2", CgroupRoot, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "nsdelegate,memory_recursiveprot"), false},
 		{"delegate cgroups", delegateCgroups, false},
 		{"bind data directories", bindDataDirs, true},
 		{"mount kernel modules", mountKernelModules, true},
 		{"make /tmp", makeTmp, true},
-		{"raise limits", raiseLimits, true},
 		{"seed sysctls", seedSysctls, true},
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
-	"github.com/hutch-run/hutch/gen/hutch/guest/v1/guestv1connect"
 	"github.com/hutch-run/hutch/internal/guest/clock"
 	"github.com/hutch-run/hutch/internal/guest/identity"
 	"github.com/hutch-run/hutch/internal/guest/power"
@@ -45,17 +44,16 @@ type Mount struct {
 
 // Params are the parts behind the handlers. All but Mounts are needed.
 type Params struct {
-	Log      *slog.Logger
-	Version  string // of the agent
-	Clock    Clock
-	Info     Info
-	Power    Power
-	Identity Identity
-	Mounts   []Mount
+	Log     *slog.Logger
+	Version string // of the agent
+	Clock   Clock
+	Info    Info
+	Power   Power
+	Mounts  []Mount
 }
 
-// New returns the handler of everything the guest agent serves: its own
-// services, the given mounts, and GET /health, which answers 204 without a
+// New returns the handler of everything the guest agent serves by HTTP: its
+// own service, the given mounts, and GET /health, which answers 204 without a
 // body. Two mounts at one path panic, as http.ServeMux does.
 func New(p Params) http.Handler {
 	mux := http.NewServeMux()
@@ -65,7 +63,6 @@ func New(p Params) http.Handler {
 		return handler
 	})
 	mux.Handle(agent.Path, agent.Handler)
-	mux.Handle(guestv1connect.NewGuestServiceHandler(&guestService{p}, options...))
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 	})

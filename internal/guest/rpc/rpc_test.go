@@ -21,7 +21,6 @@ import (
 	arcboxv1 "github.com/hutch-run/hutch/gen/arcbox/v1"
 	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
 	guestv1 "github.com/hutch-run/hutch/gen/hutch/guest/v1"
-	"github.com/hutch-run/hutch/gen/hutch/guest/v1/guestv1connect"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/guest/clock"
 	"github.com/hutch-run/hutch/internal/guest/identity"
@@ -69,15 +68,14 @@ func (g *guest) Configure(_ context.Context, c identity.Config) (identity.Facts,
 	return identity.Facts{Kernel: "6.1", BootID: "b-1", Warnings: []string{"w"}}, g.err
 }
 
-// serve serves g and returns clients of both services and the server.
-func serve(t *testing.T, g *guest, mounts ...Mount) (arcboxv1connect.AgentServiceClient, guestv1connect.GuestServiceClient, *httptest.Server) {
+// serve serves g and returns a client of the service and the server.
+func serve(t *testing.T, g *guest, mounts ...Mount) (arcboxv1connect.AgentServiceClient, *httptest.Server) {
 	t.Helper()
 	srv := httptest.NewServer(New(Params{
-		Log: slog.New(slog.DiscardHandler), Version: "1.2.3", Clock: g, Info: g, Power: g, Identity: g, Mounts: mounts,
+		Log: slog.New(slog.DiscardHandler), Version: "1.2.3", Clock: g, Info: g, Power: g, Mounts: mounts,
 	}))
 	t.Cleanup(srv.Close)
-	return arcboxv1connect.NewAgentServiceClient(srv.Client(), srv.URL, rpcx.ClientOptions()...),
-		guestv1connect.NewGuestServiceClient(srv.Client(), srv.URL, rpcx.ClientOptions()...), srv
+	return arcboxv1connect.NewAgentServiceClient(srv.Client(), srv.URL, rpcx.ClientOptions()...), srv
 }
 
 func same(t *testing.T, want, got proto.Message) {
@@ -112,7 +110,7 @@ func TestPing(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			g := &guest{result: tc.done}
-			c, _, _ := serve(t, g)
+			c, _ := serve(t, g)
 			res, err := c.Ping(testenv.Context(t), connect.NewRequest(tc.req))
 			if err != nil {
 				t.Fatal(err)
@@ -127,7 +125,7 @@ func TestPing(t *testing.T) {
 
 func TestPingWithAClockThatFails(t *testing.T) {
 	g := &guest{err: unix.EPERM, result: clock.Result{Action: clock.None, Offset: 5}}
-	c, _, _ := serve(t, g)
+	c, _ := serve(t, g)
 	res, err := c.Ping(testenv.Context(t), connect.NewRequest(&arcboxv1.AgentPingRequest{TimestampSecs: 1}))
 	if err != nil || res.Msg.GetClock() != "none" || res.Msg.GetClockOffsetNanos() != 5 {
 		t.Errorf("ping = %v, %v; want an answer all the same", res, err)
@@ -141,7 +139,7 @@ func TestPingWithAClockThatFails(t *testing.T) {
 
 func TestGetSystemInfo(t *testing.T) {
 	g := &guest{}
-	c, _, _ := serve(t, g)
+	c, _ := serve(t, g)
 	res, err := c.GetSystemInfo(testenv.Context(t), connect.NewRequest(&arcboxv1.Empty{}))
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +152,7 @@ func TestGetSystemInfo(t *testing.T) {
 
 func TestShutdown(t *testing.T) {
 	g := &guest{}
-	c, _, _ := serve(t, g)
+	c, _ := serve(t, g)
 	for _, seconds := range []uint32{0, 7, 1<<32 - 1} {
 		res, err := c.Shutdown(testenv.Context(t), connect.NewRequest(&arcboxv1.ShutdownRequest{TimeoutSeconds: seconds}))
 		if err != nil || !res.Msg.GetAccepted() {
@@ -171,7 +169,7 @@ func TestDiskTrim(t *testing.T) {
 	g := &guest{trimmed: power.Trimmed{Disks: []power.TrimmedDisk{
 		{Point: "/run/hutch/data", Bytes: 4096}, {Point: "/mnt", Err: unix.EOPNOTSUPP},
 	}}}
-	c, _, _ := serve(t, g)
+	c, _ := serve(t, g)
 	res, err := c.DiskTrim(testenv.Context(t), connect.NewRequest(&arcboxv1.DiskTrimRequest{}))
 	if err != nil {
 		t.Fatal(err)
@@ -181,38 +179,77 @@ func TestDiskTrim(t *testing.T) {
 	}, res.Msg)
 }
 
-func TestConfigure(t *testing.T) {
-	g := &guest{}
-	_, c, _ := serve(t, g)
-	res, err := c.Configure(testenv.Context(t), connect.NewRequest(&guestv1.ConfigureRequest{
-		SandboxId: "sb-1", MachineId: "m", UnixNanos: 1_900_000_000_000_000_005, Entropy: []byte("e"),
-		Network: &guestv1.Network{Address: "a", Gateway: "g", Dns: []string{"d"}, Mtu: 9},
-		Env:     map[string]string{"A": "1"}, DefaultUser: "u", DefaultCwd: "/c",
-	}))
+// callConfigure makes the call as the link does.
+func callConfigure(t *testing.T, g *guest, request *guestv1.ConfigureRequest) (*guestv1.ConfigureResponse, error) {
+	t.Helper()
+	b, err := proto.Marshal(request)
 	if err != nil {
 		t.Fatal(err)
 	}
-	same(t, &guestv1.ConfigureResponse{AgentVersion: "1.2.3", KernelVersion: "6.1", BootId: "b-1", Warnings: []string{"w"}}, res.Msg)
+	b, err = Configure("1.2.3", g)(testenv.Context(t), b)
+	if err != nil {
+		return nil, err
+	}
+	var response guestv1.ConfigureResponse
+	if err := proto.Unmarshal(b, &response); err != nil {
+		t.Fatal(err)
+	}
+	return &response, nil
+}
+
+func TestGarbageIsNoConfiguration(t *testing.T) {
+	g := &guest{}
+	for _, b := range []string{"\xff", "\x0a", "\x0a\x05abc", "\x20", "\x1a\x02\x0a\x09", "\x32\x02\x0a\x09", "\x0b"} {
+		if _, err := Configure("1.2.3", g)(testenv.Context(t), []byte(b)); !fault.Is(err, fault.Invalid) || g.config.ID != "" {
+			t.Errorf("%q: error = %v", b, err)
+		}
+	}
+}
+
+// TestConfigureOfALaterHost has fields in it that this guest does not know.
+func TestConfigureOfALaterHost(t *testing.T) {
+	g := &guest{}
+	b, err := proto.Marshal(&guestv1.ConfigureRequest{SandboxId: "sb-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = append(b, "\xa2\x06\x03new\xa8\x06\x07\xb5\x06abcd\xb9\x06abcdefgh"...)
+	if _, err := Configure("1.2.3", g)(testenv.Context(t), b); err != nil || g.config.ID != "sb-1" {
+		t.Errorf("config %+v, error %v", g.config, err)
+	}
+}
+
+func TestConfigure(t *testing.T) {
+	g := &guest{}
+	res, err := callConfigure(t, g, &guestv1.ConfigureRequest{
+		SandboxId: "sb-1", MachineId: "m", UnixNanos: 1_900_000_000_000_000_005, Entropy: []byte("e"),
+		Network: &guestv1.Network{Address: "a", Gateway: "g", Dns: []string{"d", "e"}, Mtu: 9000},
+		Env:     map[string]string{"A": "1", "B": "", "": "x"}, DefaultUser: "u", DefaultCwd: "/c",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, &guestv1.ConfigureResponse{AgentVersion: "1.2.3", KernelVersion: "6.1", BootId: "b-1", Warnings: []string{"w"}}, res)
 	want := identity.Config{
 		ID: "sb-1", MachineID: "m", Host: clock.HostTime{Secs: 1_900_000_000, Nanos: 5, Exact: true}, Entropy: []byte("e"),
-		Network: identity.Network{Address: "a", Gateway: "g", DNS: []string{"d"}, MTU: 9},
-		Env:     map[string]string{"A": "1"}, User: "u", Cwd: "/c",
+		Network: identity.Network{Address: "a", Gateway: "g", DNS: []string{"d", "e"}, MTU: 9000},
+		Env:     map[string]string{"A": "1", "B": "", "": "x"}, User: "u", Cwd: "/c",
 	}
 	if diff := cmp.Diff(want, g.config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
-	if _, err := c.Configure(testenv.Context(t), connect.NewRequest(&guestv1.ConfigureRequest{})); err != nil || !cmp.Equal(g.config, identity.Config{}) {
+	if _, err := callConfigure(t, g, &guestv1.ConfigureRequest{}); err != nil || !cmp.Equal(g.config, identity.Config{}) {
 		t.Errorf("an empty request became %+v, %v", g.config, err)
 	}
 }
 
 func TestFailuresKeepTheirClass(t *testing.T) {
 	g := &guest{err: fault.New(fault.Precondition, "not now")}
-	a, c, _ := serve(t, g)
+	a, _ := serve(t, g)
 	ctx := testenv.Context(t)
 	_, info := a.GetSystemInfo(ctx, connect.NewRequest(&arcboxv1.Empty{}))
 	_, trim := a.DiskTrim(ctx, connect.NewRequest(&arcboxv1.DiskTrimRequest{}))
-	_, configure := c.Configure(ctx, connect.NewRequest(&guestv1.ConfigureRequest{}))
+	_, configure := callConfigure(t, g, &guestv1.ConfigureRequest{})
 	for name, err := range map[string]error{"GetSystemInfo": info, "DiskTrim": trim, "Configure": configure} {
 		if !fault.Is(err, fault.Precondition) || err.Error() != "not now" {
 			t.Errorf("%s: error = %v", name, err)
@@ -221,7 +258,7 @@ func TestFailuresKeepTheirClass(t *testing.T) {
 }
 
 func TestWhatIsMissingSaysSo(t *testing.T) {
-	c, _, _ := serve(t, &guest{})
+	c, _ := serve(t, &guest{})
 	ctx := testenv.Context(t)
 	_, e1 := c.EnsureRuntime(ctx, connect.NewRequest(&arcboxv1.RuntimeEnsureRequest{}))
 	_, e2 := c.GetRuntimeStatus(ctx, connect.NewRequest(&arcboxv1.RuntimeStatusRequest{}))
@@ -241,7 +278,7 @@ func TestWhatIsMissingSaysSo(t *testing.T) {
 
 func TestPlainHTTP(t *testing.T) {
 	mounted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "mounted "+r.Method) })
-	_, _, srv := serve(t, &guest{}, Mount{Path: "/files", Handler: mounted})
+	_, srv := serve(t, &guest{}, Mount{Path: "/files", Handler: mounted})
 	for _, tc := range []struct {
 		method, path, body string
 		status             int

@@ -95,7 +95,6 @@ func TestWhoMayWhat(t *testing.T) {
 		"proxy password":                  {tokens, "CONNECT", tcp("192.0.2.1"), []string{"Proxy-Authorization", basic("a:" + adminSecret)}, RouteGuestTunnel, "ok"},
 		"proxy bearer":                    {tokens, "CONNECT", tcp("192.0.2.1"), []string{"Proxy-Authorization", "Bearer " + adminSecret}, RouteGuestTunnel, "ok"},
 		"proxy password on a plain call":  {tokens, "POST", tcp("192.0.2.1"), []string{"Proxy-Authorization", basic("a:" + adminSecret)}, createRPC, "unauthenticated"},
-		"private service, admin":          {nil, "POST", unixAddr(), nil, "/hutch.guest.v1.GuestService/Configure", "denied"},
 		"route without a rule, admin":     {nil, "POST", unixAddr(), nil, "/no.such.Service/Method", "denied"},
 		"no listener known":               {nil, "POST", nil, nil, listRPC, "unauthenticated"},
 		"no listener known, with a token": {tokens, "POST", nil, []string{TokenHeader, readSecret}, listRPC, "ok"},

@@ -18,9 +18,6 @@ const (
 	Read
 	// Admin may do everything that the API offers.
 	Admin
-	// Nobody is for RPCs that are never served: the private door between
-	// hutchd and its guests.
-	Nobody
 )
 
 // String names r as token files do.
@@ -32,8 +29,6 @@ func (r Role) String() string {
 		return "read"
 	case Admin:
 		return "admin"
-	case Nobody:
-		return "nobody"
 	}
 	return "unknown role"
 }
@@ -67,7 +62,7 @@ func FromContext(ctx context.Context) (p Principal, ok bool) {
 // constants. A route without a rule is Denied.
 func (a *Authenticator) Authorize(ctx context.Context, route string) error {
 	need, ok := a.rules[route]
-	if !ok || need == Nobody {
+	if !ok {
 		return fault.New(fault.Denied, "%s is not open to callers", route)
 	}
 	if need == Public {

@@ -72,8 +72,6 @@ func rules() map[string]Role {
 		"/filesystem.Filesystem/GetWatcherEvents": Admin,
 		"/filesystem.Filesystem/RemoveWatcher":    Admin,
 
-		"/hutch.guest.v1.GuestService/Configure": Nobody,
-
 		RouteMetrics:     Read,
 		RouteGuestHealth: Read,
 		RouteGuestFiles:  Admin,

@@ -16,11 +16,11 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	arcboxv1 "github.com/hutch-run/hutch/gen/arcbox/v1"
 	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
 	guestv1 "github.com/hutch-run/hutch/gen/hutch/guest/v1"
-	"github.com/hutch-run/hutch/gen/hutch/guest/v1/guestv1connect"
 	processpb "github.com/hutch-run/hutch/gen/process"
 	"github.com/hutch-run/hutch/gen/process/processpbconnect"
 	"github.com/hutch-run/hutch/internal/link"
@@ -31,7 +31,6 @@ import (
 type agent struct {
 	processpbconnect.UnimplementedProcessHandler
 	arcboxv1connect.UnimplementedAgentServiceHandler
-	guestv1connect.UnimplementedGuestServiceHandler
 
 	t     testing.TB
 	wires chan net.Conn // the guest's ends of connections
@@ -69,7 +68,7 @@ func startAgent(t testing.TB) *agent {
 		t: t, wires: make(chan net.Conn), gone: make(chan struct{}), inputs: map[string]*input{},
 		hello: link.Hello{AgentVersion: "v9", Features: []string{"one", "two"}},
 	}
-	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
+	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
 		select {
 		case c := <-a.wires:
 			return wire{c}, nil
@@ -83,7 +82,6 @@ func startAgent(t testing.TB) *agent {
 	mux := http.NewServeMux()
 	mux.Handle(processpbconnect.NewProcessHandler(a))
 	mux.Handle(arcboxv1connect.NewAgentServiceHandler(a))
-	mux.Handle(guestv1connect.NewGuestServiceHandler(a))
 	mux.HandleFunc("/hello", func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Host+" "+r.Proto) })
 	mux.HandleFunc("/once", a.once)
 	var p http.Protocols
@@ -150,15 +148,19 @@ func (a *agent) cut() {
 	_ = a.host.Close()
 }
 
-func (a *agent) Configure(_ context.Context, r *connect.Request[guestv1.ConfigureRequest]) (*connect.Response[guestv1.ConfigureResponse], error) {
+func (a *agent) configure(_ context.Context, request []byte) ([]byte, error) {
+	var m guestv1.ConfigureRequest
+	if err := proto.Unmarshal(request, &m); err != nil {
+		return nil, err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.configs = append(a.configs, r.Msg)
+	a.configs = append(a.configs, &m)
 	warnings := []string{"no\x1b[2J such thing"}
 	for range 100 {
 		warnings = append(warnings, strings.Repeat("w", 2000))
 	}
-	return connect.NewResponse(&guestv1.ConfigureResponse{AgentVersion: "v9", KernelVersion: "6.1", BootId: "b", Warnings: warnings}), nil
+	return proto.Marshal(&guestv1.ConfigureResponse{AgentVersion: "v9", KernelVersion: "6.1", BootId: "b", Warnings: warnings})
 }
 
 func (a *agent) Ping(_ context.Context, r *connect.Request[arcboxv1.AgentPingRequest]) (*connect.Response[arcboxv1.AgentPingResponse], error) {

@@ -4,16 +4,17 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	arcboxv1 "github.com/hutch-run/hutch/gen/arcbox/v1"
 	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
 	guestv1 "github.com/hutch-run/hutch/gen/hutch/guest/v1"
-	"github.com/hutch-run/hutch/gen/hutch/guest/v1/guestv1connect"
 	"github.com/hutch-run/hutch/gen/process/processpbconnect"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/link"
@@ -36,7 +37,6 @@ func (c *Conn) makeClients() {
 	}
 	opts := append(rpcx.ClientOptions(), connect.WithReadMaxBytes(maxMessage))
 	c.agent = arcboxv1connect.NewAgentServiceClient(hc, baseURL, opts...)
-	c.guest = guestv1connect.NewGuestServiceClient(hc, baseURL, opts...)
 	c.process = processpbconnect.NewProcessClient(hc, baseURL, opts...)
 }
 
@@ -44,26 +44,42 @@ func (c *Conn) makeClients() {
 func (c *Conn) Configure(ctx context.Context, cfg Config) (Facts, error) {
 	entropy := make([]byte, entropyLen)
 	rand.Read(entropy) // never fails
-	if _, err := c.session(ctx); err != nil {
+	session, err := c.session(ctx)
+	if err != nil {
 		return Facts{}, err
 	}
-	req := &guestv1.ConfigureRequest{
+	request, err := proto.Marshal(&guestv1.ConfigureRequest{
 		SandboxId: cfg.ID, MachineId: cfg.MachineID, Entropy: entropy, Env: cfg.Env,
 		DefaultUser: cfg.DefaultUser, DefaultCwd: cfg.DefaultCwd,
 		Network: &guestv1.Network{Address: cfg.Address, Gateway: cfg.Gateway, Dns: cfg.DNS, Mtu: uint32(max(cfg.MTU, 0))},
 		// Taken last, after the wait for the guest.
 		UnixNanos: time.Now().UnixNano(),
+	})
+	if err != nil {
+		return Facts{}, fmt.Errorf("configure guest: %w", err)
 	}
-	res, err := c.guest.Configure(ctx, connect.NewRequest(req))
+	reply, err := session.Call(ctx, link.CallConfigure, request)
+	var status *link.StatusError
+	if errors.As(err, &status) {
+		err = fault.As(statusClass(status.Status), err)
+	}
 	if err != nil {
 		return Facts{}, callError("configure guest", err)
 	}
-	f := Facts{
-		AgentVersion:  text(res.Msg.GetAgentVersion()),
-		KernelVersion: text(res.Msg.GetKernelVersion()),
-		BootID:        text(res.Msg.GetBootId()),
+	return parseFacts(reply)
+}
+
+func parseFacts(reply []byte) (Facts, error) {
+	var m guestv1.ConfigureResponse
+	if err := proto.Unmarshal(reply, &m); err != nil {
+		return Facts{}, fmt.Errorf("configure guest: read its reply: %w", err)
 	}
-	for _, w := range res.Msg.GetWarnings() {
+	f := Facts{
+		AgentVersion:  text(m.GetAgentVersion()),
+		KernelVersion: text(m.GetKernelVersion()),
+		BootID:        text(m.GetBootId()),
+	}
+	for _, w := range m.GetWarnings() {
 		if len(f.Warnings) == maxWarnings {
 			break
 		}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
-	"github.com/hutch-run/hutch/gen/hutch/guest/v1/guestv1connect"
 	"github.com/hutch-run/hutch/gen/process/processpbconnect"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/link"
@@ -44,7 +43,6 @@ type Conn struct {
 	transport *transport
 
 	agent   arcboxv1connect.AgentServiceClient
-	guest   guestv1connect.GuestServiceClient
 	process processpbconnect.ProcessClient
 
 	mu      sync.Mutex

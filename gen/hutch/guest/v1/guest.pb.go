@@ -24,6 +24,10 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// The call "configure" of the link: ConfigureRequest to ConfigureResponse. It
+// gives the guest who and where it is. The same call follows a cold boot and a
+// restore; repeating it changes nothing. It is no RPC of a service, since every
+// create waits for it and an RPC library is dear where it has never run before.
 type ConfigureRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Sandbox id; becomes the hostname.
@@ -303,9 +307,7 @@ const file_hutch_guest_v1_guest_proto_rawDesc = "" +
 	"\ragent_version\x18\x01 \x01(\tR\fagentVersion\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x17\n" +
 	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x1a\n" +
-	"\bwarnings\x18\x04 \x03(\tR\bwarnings2`\n" +
-	"\fGuestService\x12P\n" +
-	"\tConfigure\x12 .hutch.guest.v1.ConfigureRequest\x1a!.hutch.guest.v1.ConfigureResponseB7Z5github.com/hutch-run/hutch/gen/hutch/guest/v1;guestv1b\x06proto3"
+	"\bwarnings\x18\x04 \x03(\tR\bwarningsB7Z5github.com/hutch-run/hutch/gen/hutch/guest/v1;guestv1b\x06proto3"
 
 var (
 	file_hutch_guest_v1_guest_proto_rawDescOnce sync.Once
@@ -329,10 +331,8 @@ var file_hutch_guest_v1_guest_proto_goTypes = []any{
 var file_hutch_guest_v1_guest_proto_depIdxs = []int32{
 	1, // 0: hutch.guest.v1.ConfigureRequest.network:type_name -> hutch.guest.v1.Network
 	3, // 1: hutch.guest.v1.ConfigureRequest.env:type_name -> hutch.guest.v1.ConfigureRequest.EnvEntry
-	0, // 2: hutch.guest.v1.GuestService.Configure:input_type -> hutch.guest.v1.ConfigureRequest
-	2, // 3: hutch.guest.v1.GuestService.Configure:output_type -> hutch.guest.v1.ConfigureResponse
-	3, // [3:4] is the sub-list for method output_type
-	2, // [2:3] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for method output_type
+	2, // [2:2] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
 	2, // [2:2] is the sub-list for extension extendee
 	0, // [0:2] is the sub-list for field type_name
@@ -351,7 +351,7 @@ func file_hutch_guest_v1_guest_proto_init() {
 			NumEnums:      0,
 			NumMessages:   4,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   0,
 		},
 		GoTypes:           file_hutch_guest_v1_guest_proto_goTypes,
 		DependencyIndexes: file_hutch_guest_v1_guest_proto_depIdxs,

@@ -1,0 +1,81 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// settledFD is where the server finds the reading end of the pipe that ends
+// when the boot has settled.
+const settledFD = 3
+
+// settling is the last part of the boot, beside the server.
+type settling struct {
+	reader, writer *os.File
+}
+
+func newSettling() (*settling, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("make the pipe that tells the end of the boot: %w", err)
+	}
+	return &settling{r, w}, nil
+}
+
+// spawnServer starts this very program again, from memory: its file went with
+// the initramfs. It is born into its cgroup, since moving it there later would
+// wait for the kernel.
+func (s *settling) spawnServer() (int, error) {
+	cgroup, err := os.OpenFile(AgentCgroup, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer cgroup.Close()
+	return syscall.ForkExec("/proc/self/exe", []string{"hutch-agent", "serve"}, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   os.Environ(),
+		Files: []uintptr{0, 1, 2, settledFD: s.reader.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(cgroup.Fd())},
+	})
+}
+
+// finish runs the last stage while nobody else wants the processor: the
+// server, which the host waits for, always comes first.
+func (s *settling) finish() {
+	runtime.LockOSThread()
+	yield(unix.SCHED_IDLE)
+	err := runSteps(stageThree(), warn)
+	yield(unix.SCHED_NORMAL)
+	runtime.UnlockOSThread()
+	if err != nil {
+		fail(err)
+	}
+	_ = s.writer.Close() // every reader sees the end, also of servers to come
+}
+
+// yield gives the calling thread a scheduling policy. Without it the boot only
+// takes its turns as everybody does.
+func yield(policy uint32) {
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policy}
+	if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
+		warn(fmt.Sprintf("set scheduling policy %d: %v", policy, err))
+	}
+}
+
+// AwaitSettled waits, in the server, until PID 1 is through with the boot. Call
+// it once, before anything that the server starts could inherit the pipe.
+func AwaitSettled() error {
+	unix.CloseOnExec(settledFD)
+	pipe := os.NewFile(settledFD, "settled")
+	defer pipe.Close()
+	if _, err := pipe.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("await the end of the boot: %w", err)
+	}
+	return nil
+}
