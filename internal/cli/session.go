@@ -112,7 +112,7 @@ func ended(e *processpb.ProcessEvent_EndEvent, inputCut bool) error {
 	case e.GetTimedOut():
 		return exitStatus{exitTimeout, "time limit reached, the program was killed"}
 	case e.GetOomKilled():
-		return exitStatus{int(e.GetExitCode()), "the guest ran out of memory and killed the program"}
+		return exitStatus{int(e.GetExitCode()), "the guest ran out of memory and killed the program, or one that it started"}
 	case e.GetExitCode() != 0:
 		return exitStatus{code: int(e.GetExitCode()) & 0xff}
 	case inputCut:

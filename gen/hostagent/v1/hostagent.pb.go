@@ -758,8 +758,11 @@ type ExecResponse struct {
 	StdoutTruncated bool `protobuf:"varint,22,opt,name=stdout_truncated,json=stdoutTruncated,proto3" json:"stdout_truncated,omitempty"`
 	// The command wrote more to standard error than is returned.
 	StderrTruncated bool `protobuf:"varint,23,opt,name=stderr_truncated,json=stderrTruncated,proto3" json:"stderr_truncated,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The guest's kernel ended the command, or a process that came from it, for
+	// want of memory.
+	OomKilled     bool `protobuf:"varint,24,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecResponse) Reset() {
@@ -837,6 +840,13 @@ func (x *ExecResponse) GetStdoutTruncated() bool {
 func (x *ExecResponse) GetStderrTruncated() bool {
 	if x != nil {
 		return x.StderrTruncated
+	}
+	return false
+}
+
+func (x *ExecResponse) GetOomKilled() bool {
+	if x != nil {
+		return x.OomKilled
 	}
 	return false
 }
@@ -1133,7 +1143,7 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\xbaH\az\x05\x18\x80\x80\x80\x04R\x05stdin\x1a7\n" +
 	"\tEnvsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe6\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x02\n" +
 	"\fExecResponse\x12\x16\n" +
 	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12\x1b\n" +
@@ -1141,7 +1151,9 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\x06signal\x18\x14 \x01(\tR\x06signal\x12\x1b\n" +
 	"\ttimed_out\x18\x15 \x01(\bR\btimedOut\x12)\n" +
 	"\x10stdout_truncated\x18\x16 \x01(\bR\x0fstdoutTruncated\x12)\n" +
-	"\x10stderr_truncated\x18\x17 \x01(\bR\x0fstderrTruncated\"\x16\n" +
+	"\x10stderr_truncated\x18\x17 \x01(\bR\x0fstderrTruncated\x12\x1d\n" +
+	"\n" +
+	"oom_killed\x18\x18 \x01(\bR\toomKilled\"\x16\n" +
 	"\x14ListSandboxesRequest\"P\n" +
 	"\x15ListSandboxesResponse\x127\n" +
 	"\tsandboxes\x18\x01 \x03(\v2\x19.hostagent.v1.SandboxInfoR\tsandboxes\"\xd8\x03\n" +

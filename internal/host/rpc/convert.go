@@ -113,6 +113,7 @@ func resultOf(r guestconn.Result) *hostagentv1.ExecResponse {
 		TimedOut:        r.TimedOut,
 		StdoutTruncated: r.StdoutTruncated,
 		StderrTruncated: r.StderrTruncated,
+		OomKilled:       r.OOMKilled,
 	}
 }
 

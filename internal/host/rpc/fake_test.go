@@ -304,6 +304,8 @@ func shell(ctx context.Context, e guestconn.Exec) (guestconn.Result, error) {
 		return guestconn.Result{Stdout: out}, err
 	case "killed":
 		return guestconn.Result{Stdout: []byte("part"), ExitCode: 137, Signal: "SIGKILL", TimedOut: true}, nil
+	case "starved":
+		return guestconn.Result{ExitCode: 137, Signal: "SIGKILL", OOMKilled: true}, nil
 	case "wait":
 		<-ctx.Done()
 		return guestconn.Result{}, ctx.Err()

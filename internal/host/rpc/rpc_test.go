@@ -122,8 +122,12 @@ func TestEveryProtocol(t *testing.T) {
 		}
 		id := made.Msg.GetSandboxId()
 		ran, err := c.Exec(ctx, connect.NewRequest(&hostagentv1.ExecRequest{SandboxId: id, Cmd: "killed"}))
-		if err != nil || string(ran.Msg.GetStdout()) != "part" || ran.Msg.GetExitCode() != 137 || ran.Msg.GetSignal() != "SIGKILL" || !ran.Msg.GetTimedOut() {
+		if err != nil || string(ran.Msg.GetStdout()) != "part" || ran.Msg.GetExitCode() != 137 || ran.Msg.GetSignal() != "SIGKILL" || !ran.Msg.GetTimedOut() || ran.Msg.GetOomKilled() {
 			t.Errorf("exec that was killed: %v, %v", ran, err)
+		}
+		ran, err = c.Exec(ctx, connect.NewRequest(&hostagentv1.ExecRequest{SandboxId: id, Cmd: "starved"}))
+		if err != nil || ran.Msg.GetTimedOut() || !ran.Msg.GetOomKilled() {
+			t.Errorf("exec that the guest had no memory for: %v, %v", ran, err)
 		}
 		if _, err := c.PauseSandbox(ctx, connect.NewRequest(&hostagentv1.PauseSandboxRequest{SandboxId: id})); err != nil {
 			t.Error(err)
