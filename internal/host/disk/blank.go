@@ -160,7 +160,7 @@ func (d *Disks) format(ctx context.Context, f *os.File, size int64) error {
 	if err := cmd.Run(); err != nil {
 		// mke2fs tells of a full disk in words only.
 		if strings.Contains(out.String(), unix.ENOSPC.Error()) || strings.Contains(out.String(), "No space left") {
-			err = errors.Join(err, unix.ENOSPC)
+			err = unix.ENOSPC
 		}
 		return fmt.Errorf("%s: %w: %s", d.p.Mkfs, err, lastLine(out.String()))
 	}
