@@ -39,6 +39,9 @@ type Options struct {
 	Args []string
 	// Config is the content of a configuration file.
 	Config string
+	// Disk is a directory on another disk, for the root to be on; empty: beside
+	// everything else.
+	Disk string
 	// Netns is the path of the network namespace that hutchd takes for its
 	// host's; empty: the test's own.
 	Netns string
@@ -112,6 +115,9 @@ func Start(t testing.TB, o Options) *Daemon {
 		t.Fatal(err)
 	}
 	d := &Daemon{T: t, Dir: dir, Root: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run"), options: o}
+	if o.Disk != "" {
+		d.Root = filepath.Join(o.Disk, "root")
+	}
 	d.Socket = filepath.Join(d.RunDir, "hutchd.sock")
 	t.Cleanup(d.removeDir)
 	d.checkLeaks()
@@ -143,14 +149,18 @@ func (d *Daemon) checkLeaks() {
 }
 
 // linkRoot makes the daemon's root with hard links to what is prepared: images
-// and packs never change once they are there.
+// and packs never change once they are there. On another disk they are copied.
 func (d *Daemon) linkRoot(from string) {
 	d.T.Helper()
 	if err := os.MkdirAll(d.Root, 0o711); err != nil {
 		d.T.Fatal(err)
 	}
+	how := "-al"
+	if d.options.Disk != "" {
+		how = "-a"
+	}
 	for _, name := range []string{"kernels", "images", "templates"} {
-		out, err := exec.Command("cp", "-al", filepath.Join(from, name), d.Root+"/").CombinedOutput()
+		out, err := exec.Command("cp", how, filepath.Join(from, name), d.Root+"/").CombinedOutput()
 		if err != nil {
 			d.T.Fatalf("link the prepared root: %v: %s", err, out)
 		}
