@@ -57,7 +57,7 @@ func openGroups(root string, log *slog.Logger) (*groups, error) {
 	// Without the memory controller out-of-memory kills can't be told apart,
 	// nothing else is lost.
 	for _, c := range []string{"memory", "pids", "cpu"} {
-		_ = os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+"+c), 0)
+		_ = writeKernel(filepath.Join(root, "cgroup.subtree_control"), "+"+c)
 	}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -174,11 +174,10 @@ func (gr *group) release() {
 func (gr *group) tidy() {
 	gr.mu.Lock()
 	defer gr.mu.Unlock()
-	if gr.isGone() || gr.leader || gr.populated() {
+	if gr.isGone() || gr.leader {
 		return
 	}
-	// Groups that a program of the tree made below its own go first.
-	if err := removeTree(gr.dir); err != nil {
+	if err := gr.remove(); err != nil {
 		// A process that is just leaving; its departure is another event.
 		gr.set.log.Debug("cgroup not removed yet", "cgroup", gr.dir, "err", err)
 		return
@@ -187,6 +186,19 @@ func (gr *group) tidy() {
 	delete(gr.set.live, gr.wd)
 	gr.set.mu.Unlock()
 	close(gr.gone)
+}
+
+// remove removes the group, after those that a program of the tree made below
+// its own. Mostly there are none, and nobody is left: that takes one call.
+func (gr *group) remove() error {
+	err := unix.Rmdir(gr.dir)
+	switch {
+	case err == nil || errors.Is(err, unix.ENOENT):
+		return nil
+	case gr.populated():
+		return err
+	}
+	return removeTree(gr.dir)
 }
 
 func (gr *group) isGone() bool {
@@ -199,8 +211,8 @@ func (gr *group) isGone() bool {
 }
 
 func (gr *group) populated() bool {
-	data, err := os.ReadFile(filepath.Join(gr.dir, "cgroup.events"))
-	return err == nil && strings.Contains(string(data), "populated 1")
+	data, err := readKernel(filepath.Join(gr.dir, "cgroup.events"))
+	return err == nil && strings.Contains(data, "populated 1")
 }
 
 func removeTree(dir string) error {
@@ -227,7 +239,7 @@ func removeTree(dir string) error {
 // kill ends every process of the group with SIGKILL. It returns when the
 // signals are on their way.
 func (gr *group) kill() error {
-	err := os.WriteFile(filepath.Join(gr.dir, "cgroup.kill"), []byte("1"), 0)
+	err := writeKernel(filepath.Join(gr.dir, "cgroup.kill"), "1")
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -242,10 +254,10 @@ func (gr *group) kill() error {
 // SIGKILL.
 func (gr *group) killFrozen() error {
 	freeze := filepath.Join(gr.dir, "cgroup.freeze")
-	if err := os.WriteFile(freeze, []byte("1"), 0); err != nil {
+	if err := writeKernel(freeze, "1"); err != nil {
 		return err
 	}
-	defer func() { _ = os.WriteFile(freeze, []byte("0"), 0) }()
+	defer func() { _ = writeKernel(freeze, "0") }()
 	return gr.signal(unix.SIGKILL)
 }
 
@@ -296,9 +308,9 @@ func (gr *group) signalOne(pid int, sig unix.Signal) error {
 // contains asks the process itself, so that the cost does not grow with the
 // size of the tree.
 func (gr *group) contains(pid int) bool {
-	data, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	data, _ := readKernel("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	own := "/" + filepath.Base(gr.set.root) + "/" + filepath.Base(gr.dir)
-	for line := range strings.Lines(string(data)) {
+	for line := range strings.Lines(data) {
 		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
 		if ok && (strings.HasSuffix(path, own) || strings.Contains(path, own+"/")) {
 			return true
@@ -314,8 +326,8 @@ func (gr *group) pids() []int {
 		if err != nil || !e.IsDir() {
 			return nil
 		}
-		data, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		for line := range strings.Lines(string(data)) {
+		data, _ := readKernel(filepath.Join(path, "cgroup.procs"))
+		for line := range strings.Lines(data) {
 			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {
 				pids = append(pids, pid)
 			}
@@ -325,16 +337,9 @@ func (gr *group) pids() []int {
 	return pids
 }
 
-// alone reports whether the group and those below it hold one thread at most.
-func (gr *group) alone() bool {
-	data, err := os.ReadFile(filepath.Join(gr.dir, "pids.current"))
-	n, numErr := strconv.Atoi(strings.TrimSpace(string(data)))
-	return err == nil && numErr == nil && n <= 1
-}
-
 func (gr *group) oomKilled() bool {
-	data, _ := os.ReadFile(filepath.Join(gr.dir, "memory.events"))
-	return oomKills(string(data))
+	data, _ := readKernel(filepath.Join(gr.dir, "memory.events"))
+	return oomKills(data)
 }
 
 // all returns every group that is there now.

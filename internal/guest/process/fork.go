@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -232,22 +230,4 @@ func (c child) reap() (unix.WaitStatus, error) {
 
 func (c child) signal(sig unix.Signal) error {
 	return control(c.pidfd, func(fd int) error { return unix.PidfdSendSignal(fd, sig, nil, 0) })
-}
-
-// equalizeOOM gives the tree the out-of-memory score of an ordinary program:
-// the agent's own keeps the kernel away from it, and is inherited. What the
-// program forked meanwhile is found through its group.
-func equalizeOOM(pid int, gr *group) {
-	reset := func(pid int) {
-		_ = os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), []byte("0"), 0)
-	}
-	reset(pid)
-	// Alone in its tree, as nearly always: whatever it forks from now on inherits
-	// the score. To walk the tree takes a third of a short program's time.
-	if gr == nil || gr.alone() {
-		return
-	}
-	for _, p := range gr.pids() {
-		reset(p)
-	}
 }

@@ -152,7 +152,7 @@ func (p *Process) run() {
 	exit := p.waitExit()
 	if p.group != nil {
 		// Removing a cgroup takes longer than telling the End.
-		pumps.Go(p.group.release)
+		pumps.Go(p.leaveGroup)
 	}
 	for _, pu := range p.pumps {
 		pu.settle()
@@ -167,6 +167,27 @@ func (p *Process) run() {
 	p.table.forget(p)
 }
 
+// leaveGroup gives the group up, and settles what the program left in it.
+func (p *Process) leaveGroup() {
+	p.group.release()
+	if p.table.resetOOM && !p.group.isGone() {
+		p.group.equalizeStrays()
+	}
+}
+
+// awaitEnd is child.await, and looks for strays on the way.
+func (p *Process) awaitEnd(deadline time.Time) (bool, error) {
+	strays := p.info.Started.Add(strayDelay)
+	if p.group == nil || !p.table.resetOOM || (!deadline.IsZero() && deadline.Before(strays)) {
+		return p.child.await(deadline)
+	}
+	if gone, err := p.child.await(strays); gone || err != nil {
+		return gone, err
+	}
+	p.group.equalizeStrays()
+	return p.child.await(deadline)
+}
+
 // waitExit returns when the program has ended, at the latest when its time is
 // over and its tree is dead.
 func (p *Process) waitExit() Exit {
@@ -174,7 +195,7 @@ func (p *Process) waitExit() Exit {
 	if p.limit > 0 {
 		deadline = p.info.Started.Add(p.limit)
 	}
-	gone, err := p.child.await(deadline)
+	gone, err := p.awaitEnd(deadline)
 	if err == nil && !gone {
 		p.killed = true
 		p.mu.Lock()

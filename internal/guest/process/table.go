@@ -196,7 +196,7 @@ func (t *Table) launch(ctx context.Context, spec Spec) (_ *Process, _ *Subscript
 		return nil, nil, err
 	}
 	if t.resetOOM {
-		equalizeOOM(p.child.pid, gr)
+		equalizeOOM(p.child.pid)
 	}
 	undos.Release()
 	p.info = Info{
