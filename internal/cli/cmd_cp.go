@@ -1,15 +1,19 @@
 package cli
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -72,17 +76,17 @@ type copier struct {
 // upload copies a local file, directory, or tar on standard input.
 func (c *copier) upload(ctx context.Context, local, remote string) error {
 	if local == "-" {
-		return c.put(ctx, "/files/archive", remote, c.app.In, -1)
+		return c.put(ctx, "/files/archive", remote, 0, c.app.In, -1)
 	}
 	fi, err := os.Stat(local)
 	if err != nil {
 		return err
 	}
-	isDir, err := c.remoteIsDir(ctx, remote)
+	there, err := c.look(ctx, remote)
 	if err != nil {
 		return err
 	}
-	if isDir || !fi.IsDir() && strings.HasSuffix(remote, "/") {
+	if isDir(there) || !fi.IsDir() && strings.HasSuffix(remote, "/") {
 		abs, err := filepath.Abs(local)
 		if err != nil {
 			return err
@@ -96,7 +100,7 @@ func (c *copier) upload(ctx context.Context, local, remote string) error {
 			defer close(packed)
 			pw.CloseWithError(packTree(pw, local))
 		}()
-		err := c.put(ctx, "/files/archive", remote, pr, -1)
+		err := c.put(ctx, "/files/archive", remote, 0, pr, -1)
 		pr.CloseWithError(errors.New("upload ended"))
 		<-packed
 		return err
@@ -106,13 +110,13 @@ func (c *copier) upload(ctx context.Context, local, remote string) error {
 		return err
 	}
 	defer f.Close()
-	return c.put(ctx, "/files", remote, f, fi.Size())
+	return c.put(ctx, "/files", remote, fi.Mode().Perm(), f, fi.Size())
 }
 
 // download copies a file or directory of the sandbox to a local path, or as a
 // tar to standard output.
 func (c *copier) download(ctx context.Context, remote, local string) error {
-	isDir, err := c.remoteIsDir(ctx, remote)
+	there, err := c.look(ctx, remote)
 	if err != nil {
 		return err
 	}
@@ -125,22 +129,28 @@ func (c *copier) download(ctx context.Context, remote, local string) error {
 	if fi, err := os.Stat(local); err == nil && fi.IsDir() || strings.HasSuffix(local, string(filepath.Separator)) {
 		local = filepath.Join(local, path.Base(path.Clean("/"+remote)))
 	}
-	if isDir {
+	if isDir(there) {
 		return c.get(ctx, "/files/archive", remote, func(r io.Reader, _ int64) error { return unpackTree(r, local) })
 	}
+	mode, err := c.modeOf(ctx, there)
+	if err != nil {
+		return err
+	}
 	return c.get(ctx, "/files", remote, func(r io.Reader, total int64) error {
-		return c.saveFile(local, r, total)
+		return c.saveFile(local, mode, r, total)
 	})
 }
 
 // saveFile writes r to a new file beside local and then gives it its name, so
-// that a copy that breaks off leaves what was there.
-func (c *copier) saveFile(local string, r io.Reader, total int64) error {
-	f, err := os.CreateTemp(filepath.Dir(local), ".hutch-cp-*")
+// that a copy that breaks off leaves what was there. Of mode it has what the
+// umask leaves, as an unpacked tree has.
+func (c *copier) saveFile(local string, mode fs.FileMode, r io.Reader, total int64) error {
+	name := filepath.Join(filepath.Dir(local), ".hutch-cp-"+rand.Text())
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode.Perm())
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
+	defer os.Remove(name)
 	_, err = io.Copy(f, c.counted(r, local, total))
 	if err == nil && total >= 0 {
 		var n int64
@@ -148,28 +158,44 @@ func (c *copier) saveFile(local string, r io.Reader, total int64) error {
 			err = fmt.Errorf("got %d of %d bytes", n, total)
 		}
 	}
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("copy to %s: %w", local, err)
 	}
-	return os.Rename(f.Name(), local)
+	return os.Rename(name, local)
 }
 
-func (c *copier) remoteIsDir(ctx context.Context, remote string) (bool, error) {
+// look returns what the sandbox has at remote, nil when that is nothing.
+func (c *copier) look(ctx context.Context, remote string) (*filesystempb.EntryInfo, error) {
 	req := connect.NewRequest(&filesystempb.StatRequest{Path: remote})
 	if c.user != "" {
 		req.Header().Set("Authorization", basicUser(c.user))
 	}
 	res, err := c.client.files(c.id).Stat(ctx, req)
 	if connect.CodeOf(err) == connect.CodeNotFound && err != nil && !isHutchError(err) {
-		return false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	return res.Msg.GetEntry().GetType() == filesystempb.FileType_FILE_TYPE_DIRECTORY, nil
+	return res.Msg.GetEntry(), nil
+}
+
+// isDir reports whether e, which may be nil, is a directory or a link to one.
+func isDir(e *filesystempb.EntryInfo) bool {
+	return e.GetType() == filesystempb.FileType_FILE_TYPE_DIRECTORY
+}
+
+// modeOf returns the permissions of the file that e is or, as a link, leads
+// to.
+func (c *copier) modeOf(ctx context.Context, e *filesystempb.EntryInfo) (fs.FileMode, error) {
+	if e.GetSymlinkTarget() != "" {
+		target, err := c.look(ctx, e.GetSymlinkTarget())
+		if err != nil {
+			return 0, err
+		}
+		e = target
+	}
+	return cmp.Or(fs.FileMode(e.GetMode())&fs.ModePerm, 0o600), nil
 }
 
 // isHutchError tells an error of hutchd about the sandbox from one of the
@@ -179,16 +205,20 @@ func isHutchError(err error) bool {
 	return errors.As(err, &ce) && ce.Meta().Get("Hutch-Error") != ""
 }
 
-func (c *copier) url(endpoint, remote string) string {
+// url is the address of remote; mode is that of a file to be written, 0: none.
+func (c *copier) url(endpoint, remote string, mode fs.FileMode) string {
 	q := url.Values{"path": {remote}}
+	if mode != 0 {
+		q.Set("mode", strconv.FormatUint(uint64(mode), 8))
+	}
 	if c.user != "" {
 		q.Set("username", c.user)
 	}
 	return c.client.guestURL(c.id) + endpoint + "?" + q.Encode()
 }
 
-func (c *copier) put(ctx context.Context, endpoint, remote string, body io.Reader, size int64) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.url(endpoint, remote), io.NopCloser(c.counted(body, remote, size)))
+func (c *copier) put(ctx context.Context, endpoint, remote string, mode fs.FileMode, body io.Reader, size int64) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, c.url(endpoint, remote, mode), io.NopCloser(c.counted(body, remote, size)))
 	if err != nil {
 		return err
 	}
@@ -201,7 +231,7 @@ func (c *copier) put(ctx context.Context, endpoint, remote string, body io.Reade
 }
 
 func (c *copier) get(ctx context.Context, endpoint, remote string, use func(io.Reader, int64) error) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url(endpoint, remote), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url(endpoint, remote, 0), nil)
 	if err != nil {
 		return err
 	}

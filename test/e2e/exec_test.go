@@ -187,6 +187,26 @@ func TestCopies(t *testing.T) {
 			t.Errorf("link: %q, %v", target, err)
 		}
 	})
+	t.Run("modes there and back", func(t *testing.T) {
+		for _, mode := range []os.FileMode{0o755, 0o600, 0o444} {
+			path := filepath.Join(local, fmt.Sprintf("mode-%o", mode))
+			if err := os.WriteFile(path, []byte("#!/bin/sh\necho ran\n"), mode); err != nil {
+				t.Fatal(err)
+			}
+			d.Hutch("cp", path, id+":/srv/")
+			if got := d.Hutch("exec", id, "--", "stat", "-c", "%a", "/srv/"+filepath.Base(path)); got != fmt.Sprintf("%o", mode) {
+				t.Errorf("in the sandbox %s, want %o", got, mode)
+			}
+			d.Hutch("exec", id, "--", "ln", "-sf", filepath.Base(path), "/srv/link")
+			d.Hutch("cp", id+":/srv/link", path+".back")
+			if fi, err := os.Stat(path + ".back"); err != nil || fi.Mode() != mode {
+				t.Errorf("back %v, %v, want %o", fi, err, mode)
+			}
+		}
+		if got := d.Hutch("exec", id, "--", "/srv/mode-755"); got != "ran" {
+			t.Errorf("got %q", got)
+		}
+	})
 	t.Run("a big file there and back", func(t *testing.T) {
 		size := int64(2 << 30)
 		if testing.Short() {

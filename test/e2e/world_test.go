@@ -239,7 +239,6 @@ func answer(ask []byte, _ netip.AddrPort, network string) []byte {
 func putInside(t *testing.T, d *harness.Daemon, id, program string) {
 	t.Helper()
 	d.Hutch("cp", program, id+":/bin/inside")
-	d.Hutch("exec", id, "--", "chmod", "755", "/bin/inside")
 }
 
 // buildInside builds the program inside and returns its path.

@@ -71,6 +71,10 @@ func TestUpload(t *testing.T) {
 	if err != nil || len(left) != 1 {
 		t.Errorf("%d entries, %v", len(left), err)
 	}
+	// With a mode of its own, but no more than permissions.
+	if e, err = upload(t, p.app, "new/dir/file", "more", CreateOptions{Mode: 0o6711}); err != nil || e.Mode != 0o711 {
+		t.Errorf("mode %o, %v", e.Mode, err)
+	}
 	// Through a link, to what it leads to.
 	noErr(t, os.Symlink("file", p.path("home/new/dir/link")))
 	_, err = upload(t, p.app, "new/dir/link", "via", CreateOptions{})

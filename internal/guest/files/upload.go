@@ -25,6 +25,9 @@ const blockBytes = 4 << 10
 type CreateOptions struct {
 	// Metadata becomes user.e2b.* attributes and replaces what was there.
 	Metadata map[string]string
+	// Mode is the permission bits, 0777. 0: those of the file that is there,
+	// else 0644. A file that is written in place keeps its own.
+	Mode uint32
 }
 
 // Upload is a file that is being written. Nobody sees it before Commit. It is
@@ -43,8 +46,8 @@ type Upload struct {
 }
 
 // Create begins the upload of a file, making missing parent directories. A
-// link at path is followed; an existing file keeps its mode and is replaced as
-// a whole, owned by the user. Where the directory takes no new files but the
+// link at path is followed; an existing file keeps its mode unless one is given,
+// and is replaced as a whole, owned by the user. Where the directory takes no new files but the
 // file itself may be written, it is written in place, not atomically.
 func (v View) Create(path string, options CreateOptions) (*Upload, error) {
 	abs, err := v.resolve("path", path, false)
@@ -61,6 +64,9 @@ func (v View) Create(path string, options CreateOptions) (*Upload, error) {
 	if err := v.do(abs, func() error { return u.open(abs) }); err != nil {
 		u.closeFiles()
 		return nil, err
+	}
+	if options.Mode != 0 {
+		u.mode = options.Mode & 0o777
 	}
 	return u, nil
 }

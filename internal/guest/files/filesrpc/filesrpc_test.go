@@ -149,6 +149,23 @@ func TestUploadAndDownload(t *testing.T) {
 	}
 }
 
+func TestUploadWithMode(t *testing.T) {
+	r := newRig(t)
+	for mode, want := range map[string]string{"755": "-rwxr-xr-x", "0600": "-rw-------", "": "-rw-r--r--"} {
+		r.do(t, "PUT", "/files"+at("f"+mode, "mode", mode), strings.NewReader("x"), nil)
+		st, err := r.client.Stat(testenv.Context(t), connect.NewRequest(&filesystempb.StatRequest{Path: "f" + mode}))
+		noErr(t, err)
+		if got := st.Msg.GetEntry().GetPermissions(); got != want {
+			t.Errorf("mode %q: %s, want %s", mode, got, want)
+		}
+	}
+	for _, bad := range []string{"0", "4755", "8", "-1", "rwx"} {
+		if res, data := r.do(t, "PUT", "/files"+at("bad", "mode", bad), strings.NewReader("x"), nil); res.StatusCode != 400 || !strings.Contains(string(data), "mode") {
+			t.Errorf("mode %q: %d %s", bad, res.StatusCode, data)
+		}
+	}
+}
+
 func form(t testing.TB, parts ...[3]string) (io.Reader, http.Header) {
 	t.Helper()
 	var buf bytes.Buffer

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -152,7 +153,11 @@ func (h *HTTP) upload(w http.ResponseWriter, r *http.Request, v files.View) erro
 	if err := decode(r); err != nil {
 		return err
 	}
-	options := files.CreateOptions{Metadata: metadataOf(r.Header)}
+	mode, err := modeOf(r.URL.Query().Get("mode"))
+	if err != nil {
+		return err
+	}
+	options := files.CreateOptions{Metadata: metadataOf(r.Header), Mode: mode}
 	path := r.URL.Query().Get("path")
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil {
@@ -170,6 +175,18 @@ func (h *HTTP) upload(w http.ResponseWriter, r *http.Request, v files.View) erro
 		return err
 	}
 	return writeJSON(w, done)
+}
+
+// modeOf reads permission bits as chmod takes them; empty: none are given.
+func modeOf(text string) (uint32, error) {
+	if text == "" {
+		return 0, nil
+	}
+	mode, err := strconv.ParseUint(text, 8, 32)
+	if err != nil || mode == 0 || mode > 0o777 {
+		return 0, fault.BadField("mode", "%.20q is no octal number from 1 to 777", text)
+	}
+	return uint32(mode), nil
 }
 
 func uploadParts(r *http.Request, v files.View, path string, options files.CreateOptions) ([]uploaded, error) {
