@@ -99,8 +99,11 @@ func (u *inputPump) signal(ctx context.Context, sig processpb.Signal) error {
 	limited, cancel := context.WithTimeout(ctx, u.a.grace())
 	defer cancel()
 	_, err := u.p.SendSignal(limited, connect.NewRequest(&processpb.SendSignalRequest{Process: u.who(), Signal: sig, Tree: true}))
-	if ctx.Err() != nil || isGone(err) {
+	switch {
+	case ctx.Err() != nil || isGone(err):
 		return nil
+	case err != nil && limited.Err() != nil:
+		return fmt.Errorf("no answer within %s", u.a.grace())
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,9 @@ import (
 
 	processpb "github.com/hutch-run/hutch/gen/process"
 )
+
+// notKnown is told of a program that was interrupted before its start.
+const notKnown = "interrupted before the program was known to run"
 
 // session is one program run in a sandbox with the caller's streams.
 type session struct {
@@ -36,6 +40,9 @@ func (s session) run(ctx context.Context, a *App, c *client, id string) error {
 	// and its last output is still wanted.
 	streamCtx, giveUp := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer giveUp(nil)
+	// Until the program runs there is nothing to send an interrupt to.
+	started := context.AfterFunc(ctx, func() { giveUp(exitStatus{exitHutch, notKnown}) })
+	defer started()
 	restore, err := s.rawTerminal(a)
 	if err != nil {
 		return err
@@ -43,7 +50,7 @@ func (s session) run(ctx context.Context, a *App, c *client, id string) error {
 	defer restore()
 	stream, err := p.Start(streamCtx, connect.NewRequest(s.request(a)))
 	if err != nil {
-		return startError(err)
+		return cmp.Or(context.Cause(streamCtx), startError(err))
 	}
 	defer stream.Close()
 	var pump *inputPump
@@ -54,7 +61,7 @@ func (s session) run(ctx context.Context, a *App, c *client, id string) error {
 	}()
 	for stream.Receive() {
 		ev := stream.Msg().GetEvent()
-		if start := ev.GetStart(); start != nil && pump == nil {
+		if start := ev.GetStart(); start != nil && pump == nil && started() {
 			pump = &inputPump{session: s, a: a, p: p, pid: start.GetPid(), says: says}
 			pump.start(ctx, streamCtx, giveUp)
 		}

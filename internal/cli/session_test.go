@@ -25,16 +25,17 @@ import (
 )
 
 // guest is a server that stands for hutchd with one sandbox in it. Its one
-// program runs until end is closed. What goes to a call whose name is in
-// refuse fails with that error.
+// program says "up" and runs until end is closed. What goes to a call whose name
+// is in refuse fails with that error.
 type guest struct {
 	processpbconnect.UnimplementedProcessHandler
 	hostagentv1connect.UnimplementedSandboxServiceHandler
 	hostagentv1connect.UnimplementedTemplateServiceHandler
 	refuse    map[string]error
 	endBySign processpb.Signal // the signal that ends the program
+	stuck     bool             // nothing comes after the call to start
 
-	started chan struct{} // closed when the program runs
+	started chan struct{} // closed when the call to start is there
 	end     chan struct{}
 	once    sync.Once
 
@@ -61,11 +62,18 @@ func (g *guest) ListTemplates(context.Context, *connect.Request[hostagentv1.List
 }
 
 func (g *guest) Start(ctx context.Context, _ *connect.Request[processpb.StartRequest], stream *connect.ServerStream[processpb.StartResponse]) error {
-	start := &processpb.ProcessEvent_Start{Start: &processpb.ProcessEvent_StartEvent{Pid: 7}}
-	if err := stream.Send(&processpb.StartResponse{Event: &processpb.ProcessEvent{Event: start}}); err != nil {
-		return err
-	}
 	close(g.started)
+	if g.stuck {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	start := &processpb.ProcessEvent_Start{Start: &processpb.ProcessEvent_StartEvent{Pid: 7}}
+	up := &processpb.ProcessEvent_Data{Data: &processpb.ProcessEvent_DataEvent{Output: &processpb.ProcessEvent_DataEvent_Stdout{Stdout: []byte("up\n")}}}
+	for _, event := range []*processpb.ProcessEvent{{Event: start}, {Event: up}} {
+		if err := stream.Send(&processpb.StartResponse{Event: event}); err != nil {
+			return err
+		}
+	}
 	select {
 	case <-g.end:
 	case <-ctx.Done():
@@ -136,7 +144,7 @@ func broken(why string) error { return connect.NewError(connect.CodeUnavailable,
 
 func gone() error { return connect.NewError(connect.CodeNotFound, errors.New("process 7 has ended")) }
 
-// listener is standard error; what is written there is heard.
+// listener is standard output or error; what is written there is heard.
 type listener struct {
 	bytes.Buffer
 	heard func()
@@ -193,26 +201,29 @@ func TestInputThatDoesNotGetThrough(t *testing.T) {
 
 func TestInterruptThatDoesNotGetThrough(t *testing.T) {
 	for _, c := range []struct {
-		name   string
-		refuse map[string]error
-		ends   processpb.Signal
-		says   string
-		code   int
+		name string
+		g    *guest
+		says string
+		code int
 	}{
-		{"all is well", nil, processpb.Signal_SIGNAL_SIGINT, "", 0},
-		{"the program has ended", map[string]error{"SIGNAL_SIGINT": gone()}, processpb.Signal_SIGNAL_SIGINT, "", 0},
-		{"killed instead", map[string]error{"SIGNAL_SIGINT": broken("the link is lost")}, processpb.Signal_SIGNAL_SIGKILL,
+		{"all is well", &guest{endBySign: processpb.Signal_SIGNAL_SIGINT}, "", 0},
+		{"the program has ended", &guest{refuse: map[string]error{"SIGNAL_SIGINT": gone()}, endBySign: processpb.Signal_SIGNAL_SIGINT}, "", 0},
+		{"killed instead", &guest{refuse: map[string]error{"SIGNAL_SIGINT": broken("the link is lost")}, endBySign: processpb.Signal_SIGNAL_SIGKILL},
 			"hutch: interrupt the program: the link is lost\n", 0},
-		{"nor killed", map[string]error{"SIGNAL_SIGINT": broken("the link is lost"), "SIGNAL_SIGKILL": broken("it is still lost")}, processpb.Signal_SIGNAL_UNSPECIFIED,
+		{"nothing runs yet", &guest{stuck: true}, "hutch: " + notKnown + "\n", exitHutch},
+		{"nor killed", &guest{refuse: map[string]error{"SIGNAL_SIGINT": broken("the link is lost"), "SIGNAL_SIGKILL": broken("it is still lost")}},
 			"hutch: interrupt the program: the link is lost\nhutch: kill the program: it is still lost; it may still run\n", exitHutch},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g := &guest{refuse: c.refuse, endBySign: c.ends}
-			a := g.serve(t)
+			a := c.g.serve(t)
 			var says bytes.Buffer
 			a.Err = &says
 			ctx, interrupt := context.WithCancel(testenv.Context(t))
-			go func() { <-g.started; interrupt() }() // ends with the program's start
+			defer interrupt()
+			a.Out = &listener{heard: interrupt}
+			if c.g.stuck {
+				go func() { <-c.g.started; interrupt() }() // ends with the call to start
+			}
 			if code := a.Run(ctx, []string{"exec", "sb-1", "--", "sleep", "60"}); code != c.code || says.String() != c.says {
 				t.Errorf("exit %d, want %d; said %q, want %q", code, c.code, says.String(), c.says)
 			}
