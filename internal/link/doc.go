@@ -67,8 +67,11 @@
 // bounded by the window that the reader grants; FIN ends one direction; STOP
 // says that the sender reads no more; RESET ends both directions at once.
 //
-// A call is a stream of one request and one reply, each up to its FIN: 0 and
-// the result, or 1, the name of an error's class, a line feed and words.
+// A call is a stream of records: a byte for the kind, the length in four bytes,
+// and that many bytes. The host sends one record of kind 0, its request, behind
+// OPEN without waiting for STATUS. The guest sends a record of kind 0 for each
+// reply, and when the call fails one of kind 1 (name of the error's class, line
+// feed, words), and ends its side. The host ends its side when it wants no more.
 //
 // The multiplexer is our own, and not one of the usual libraries, because the
 // frames above are needed anyway, and because of what a paused or hostile guest

@@ -77,8 +77,10 @@ func (m *mux) failure() error {
 	return m.err
 }
 
-// open opens a stream and waits for the guest's answer.
-func (m *mux) open(ctx context.Context, target string) (*Stream, error) {
+// begin opens a stream without waiting for the guest's answer. An early stream
+// sends what is written before the answer comes; when that is a refusal, its
+// reads fail with it.
+func (m *mux) begin(target string, early bool) (*Stream, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -91,10 +93,21 @@ func (m *mux) open(ctx context.Context, target string) (*Stream, error) {
 	}
 	m.lastID++
 	s := newStream(m, m.lastID, target)
+	s.early = early
 	m.streams[s.id] = s
 	s.due.open = true
 	m.enqueue(s)
+	return s, nil
+}
 
+// open opens a stream and waits for the guest's answer.
+func (m *mux) open(ctx context.Context, target string) (*Stream, error) {
+	s, err := m.begin(target, false)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()

@@ -31,6 +31,7 @@ type Stream struct {
 	window       int // bytes that we may still send
 	rdl, wdl     deadline
 
+	early    bool        // host: send before the status has come
 	answered bool        // host: the status has come; guest: it was given
 	status   StatusError // the answer
 	eof      bool        // FIN has come
@@ -254,10 +255,13 @@ func (s *Stream) hasDue() bool {
 	return s.due != (due{}) || s.dataDue() || s.finDue()
 }
 
-func (s *Stream) dataDue() bool { return s.wbuf.n > 0 && s.window > 0 && s.answered && !s.stopped }
+func (s *Stream) dataDue() bool { return s.wbuf.n > 0 && s.window > 0 && s.open() && !s.stopped }
+
+// open tells whether this side may send.
+func (s *Stream) open() bool { return s.answered || s.early }
 
 func (s *Stream) finDue() bool {
-	return s.fin && !s.finSent && s.wbuf.n == 0 && !s.stopped && s.werr == nil && s.answered
+	return s.fin && !s.finSent && s.wbuf.n == 0 && !s.stopped && s.werr == nil && s.open()
 }
 
 // emit appends what is due: all control frames and at most one of data. buf has
@@ -364,6 +368,10 @@ func (s *Stream) handleStatus(b []byte) error {
 	}
 	s.answered = true
 	s.status = StatusError{Status: Status(b[0]), Target: s.target, Msg: statusText(string(b[1:min(len(b), 1+maxStatusText)]))}
+	if s.early && s.status.Status != StatusOK {
+		s.lose(&s.status)
+		delete(s.m.streams, s.id)
+	}
 	s.rcond.Broadcast()
 	return nil
 }

@@ -40,7 +40,7 @@ func Serve() error {
 	// ordinary is not told.
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	settle(log)
-	a := &agent{log: log, accounts: account.NewFiles("/"), clock: clock.New(clock.System(log), log)}
+	a := &agent{log: log, built: make(chan struct{}), accounts: account.NewFiles("/"), clock: clock.New(clock.System(log), log)}
 	a.identity = keepIdentity(identity.New(identity.Params{
 		Kernel: identity.System(), Links: identity.NetlinkLinks(), Clock: a.clock, Log: log,
 	}), defaultsFile, log)
@@ -48,7 +48,7 @@ func Serve() error {
 	// requests wait to be accepted until that is over.
 	listener, err := link.Listen(link.ListenParams{
 		Open: link.OpenPort, DialTCP: link.DialLocal, Hello: link.Hello{AgentVersion: version.Version}, Log: log,
-		Calls: map[string]link.CallFunc{link.CallConfigure: rpc.Configure(version.Version, a.identity)},
+		Calls: map[string]link.CallFunc{link.CallConfigure: rpc.Configure(version.Version, a.identity), link.CallStart: a.start},
 	})
 	if err != nil {
 		return fmt.Errorf("serve the link: %w", err)
@@ -77,12 +77,23 @@ func settle(log *slog.Logger) {
 // agent is the server's parts.
 type agent struct {
 	log      *slog.Logger
+	built    chan struct{} // closed when all below is there
 	accounts *account.Files
 	clock    *clock.Clock
 	identity *keptIdentity
 	table    *process.Table
 	files    *files.Store
 	power    *power.Power
+}
+
+// start runs a program for the host itself, once the boot has settled.
+func (a *agent) start(ctx context.Context, request []byte, send func([]byte) error) error {
+	select {
+	case <-a.built:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return processrpc.Call(a.table, ctx, request, send)
 }
 
 // build makes what the API is about.
@@ -97,6 +108,7 @@ func (a *agent) build() error {
 		return err
 	}
 	a.power = power.New(power.Params{Stopper: a.table, Kernel: power.System(false), Log: a.log})
+	close(a.built)
 	return nil
 }
 

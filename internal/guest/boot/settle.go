@@ -15,6 +15,12 @@ import (
 // when the boot has settled.
 const settledFD = 3
 
+// serverSlack is how late a timer of the server may be, in nanoseconds, so that
+// the kernel can do it together with something else. The Go runtime's monitor
+// sleeps 20 microseconds at a time while anything runs: as many interrupts and
+// switches as all the rest of a short command, and dear under emulation.
+const serverSlack = 4e6
+
 // settling is the last part of the boot, beside the server.
 type settling struct {
 	reader, writer *os.File
@@ -37,6 +43,13 @@ func (s *settling) spawnServer() (int, error) {
 		return 0, err
 	}
 	defer cgroup.Close()
+	// The slack is of this thread, and the server's threads are born with it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, serverSlack, 0, 0, 0); err != nil {
+		warn(fmt.Sprintf("set timer slack: %v", err))
+	}
+	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }()
 	return syscall.ForkExec("/proc/self/exe", []string{"hutch-agent", "serve"}, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   os.Environ(),

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -168,7 +169,7 @@ func fork(p plan, w *wires, terminal bool, gr *group) (child, error) {
 	for _, fd := range w.theirs {
 		attr.Files = append(attr.Files, uintptr(fd))
 	}
-	pid, err := syscall.ForkExec(p.path, p.argv, attr)
+	pid, err := forkExec(p, attr)
 	if err != nil {
 		return child{}, explain(p.path, err)
 	}
@@ -183,6 +184,21 @@ func fork(p plan, w *wires, terminal bool, gr *group) (child, error) {
 	_ = unix.Kill(pid, unix.SIGKILL)
 	_, _ = c.reap()
 	return child{}, errors.New("start program: the kernel gives no pidfd; Linux 5.7 or newer is needed")
+}
+
+// ordinarySlack is Linux' own lateness of timers, in nanoseconds.
+const ordinarySlack = 50_000
+
+// forkExec starts the program with the timer slack of an ordinary process: that
+// of the agent is larger, and is the calling thread's.
+func forkExec(p plan, attr *syscall.ProcAttr) (int, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, ordinarySlack, 0, 0, 0); err != nil {
+		return 0, fmt.Errorf("set timer slack: %w", err)
+	}
+	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }() // the thread's own again
+	return syscall.ForkExec(p.path, p.argv, attr)
 }
 
 // await returns true when the program has ended, and false at the deadline,

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -343,5 +344,25 @@ func TestIdleAndContext(t *testing.T) {
 	sub.Close()
 	if _, err := sub.Next(testenv.Context(t), 0); !fault.Is(err, fault.Canceled) {
 		t.Errorf("closed: %v", err)
+	}
+}
+
+// TestTimersAreOrdinary gives the agent's threads lazy timers, as PID 1 does;
+// programs must not have them.
+func TestTimersAreOrdinary(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 4e6, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }()
+	tab := newTable(t, nil)
+	_, sub, err := tab.Start(testenv.Context(t), Spec{Cmd: "cat", Args: []string{"/proc/self/timerslack_ns"}, NoStdin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	if got := collect(t, sub).out[Stdout].String(); got != "50000\n" {
+		t.Errorf("timer slack %q", got)
 	}
 }

@@ -16,17 +16,17 @@ import (
 // It reads and writes hutch.guest.v1 by hand, field by field: the library's way
 // begins with the descriptions of all messages, and a create would wait for
 // that. A test holds it to the generated code.
-func Configure(version string, to Identity) func(context.Context, []byte) ([]byte, error) {
-	return func(ctx context.Context, request []byte) ([]byte, error) {
+func Configure(version string, to Identity) func(context.Context, []byte, func([]byte) error) error {
+	return func(ctx context.Context, request []byte, send func([]byte) error) error {
 		c, err := parseConfig(request)
 		if err != nil {
-			return nil, fault.New(fault.Invalid, "read ConfigureRequest: %w", err)
+			return fault.New(fault.Invalid, "read ConfigureRequest: %w", err)
 		}
 		facts, err := to.Configure(ctx, c)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		return appendFacts(nil, version, facts), nil
+		return send(appendFacts(nil, version, facts))
 	}
 }
 

@@ -186,21 +186,16 @@ func callConfigure(t *testing.T, g *guest, request *guestv1.ConfigureRequest) (*
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err = Configure("1.2.3", g)(testenv.Context(t), b)
-	if err != nil {
-		return nil, err
-	}
 	var response guestv1.ConfigureResponse
-	if err := proto.Unmarshal(b, &response); err != nil {
-		t.Fatal(err)
-	}
-	return &response, nil
+	return &response, Configure("1.2.3", g)(testenv.Context(t), b, func(reply []byte) error {
+		return proto.Unmarshal(reply, &response)
+	})
 }
 
 func TestGarbageIsNoConfiguration(t *testing.T) {
 	g := &guest{}
 	for _, b := range []string{"\xff", "\x0a", "\x0a\x05abc", "\x20", "\x1a\x02\x0a\x09", "\x32\x02\x0a\x09", "\x0b"} {
-		if _, err := Configure("1.2.3", g)(testenv.Context(t), []byte(b)); !fault.Is(err, fault.Invalid) || g.config.ID != "" {
+		if err := Configure("1.2.3", g)(testenv.Context(t), []byte(b), nil); !fault.Is(err, fault.Invalid) || g.config.ID != "" {
 			t.Errorf("%q: error = %v", b, err)
 		}
 	}
@@ -214,7 +209,7 @@ func TestConfigureOfALaterHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	b = append(b, "\xa2\x06\x03new\xa8\x06\x07\xb5\x06abcd\xb9\x06abcdefgh"...)
-	if _, err := Configure("1.2.3", g)(testenv.Context(t), b); err != nil || g.config.ID != "sb-1" {
+	if err := Configure("1.2.3", g)(testenv.Context(t), b, func([]byte) error { return nil }); err != nil || g.config.ID != "sb-1" {
 		t.Errorf("config %+v, error %v", g.config, err)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	guestv1 "github.com/hutch-run/hutch/gen/hutch/guest/v1"
 	processpb "github.com/hutch-run/hutch/gen/process"
 	"github.com/hutch-run/hutch/gen/process/processpbconnect"
+	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/link"
 )
 
@@ -68,7 +69,7 @@ func startAgent(t testing.TB) *agent {
 		t: t, wires: make(chan net.Conn), gone: make(chan struct{}), inputs: map[string]*input{},
 		hello: link.Hello{AgentVersion: "v9", Features: []string{"one", "two"}},
 	}
-	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
+	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure, link.CallStart: a.start}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
 		select {
 		case c := <-a.wires:
 			return wire{c}, nil
@@ -148,10 +149,10 @@ func (a *agent) cut() {
 	_ = a.host.Close()
 }
 
-func (a *agent) configure(_ context.Context, request []byte) ([]byte, error) {
+func (a *agent) configure(_ context.Context, request []byte, send func([]byte) error) error {
 	var m guestv1.ConfigureRequest
 	if err := proto.Unmarshal(request, &m); err != nil {
-		return nil, err
+		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -160,7 +161,11 @@ func (a *agent) configure(_ context.Context, request []byte) ([]byte, error) {
 	for range 100 {
 		warnings = append(warnings, strings.Repeat("w", 2000))
 	}
-	return proto.Marshal(&guestv1.ConfigureResponse{AgentVersion: "v9", KernelVersion: "6.1", BootId: "b", Warnings: warnings})
+	b, err := proto.Marshal(&guestv1.ConfigureResponse{AgentVersion: "v9", KernelVersion: "6.1", BootId: "b", Warnings: warnings})
+	if err != nil {
+		return err
+	}
+	return send(b)
 }
 
 func (a *agent) Ping(_ context.Context, r *connect.Request[arcboxv1.AgentPingRequest]) (*connect.Response[arcboxv1.AgentPingResponse], error) {
@@ -179,12 +184,14 @@ func (a *agent) Shutdown(_ context.Context, r *connect.Request[arcboxv1.Shutdown
 }
 
 // reply sends one event.
-type reply struct {
-	s *connect.ServerStream[processpb.StartResponse]
-}
+type reply struct{ to func([]byte) error }
 
 func (r reply) send(ev *processpb.ProcessEvent) error {
-	return r.s.Send(&processpb.StartResponse{Event: ev})
+	b, err := proto.Marshal(&processpb.StartResponse{Event: ev})
+	if err != nil {
+		return err
+	}
+	return r.to(b)
 }
 
 func (r reply) start() error {
@@ -207,20 +214,24 @@ func (r reply) end(e *processpb.ProcessEvent_EndEvent) error {
 	return r.send(&processpb.ProcessEvent{Event: &processpb.ProcessEvent_End{End: e}})
 }
 
-// Start is a process service whose programs are names of behaviours.
-func (a *agent) Start(ctx context.Context, r *connect.Request[processpb.StartRequest], s *connect.ServerStream[processpb.StartResponse]) error {
-	out, cfg := reply{s}, r.Msg.GetProcess()
+// start is the call that runs programs; its programs are names of behaviours.
+func (a *agent) start(ctx context.Context, request []byte, send func([]byte) error) error {
+	var msg processpb.StartRequest
+	if err := proto.Unmarshal(request, &msg); err != nil {
+		return err
+	}
+	out, cfg := reply{send}, msg.GetProcess()
 	done := &processpb.ProcessEvent_EndEvent{Exited: true}
 	var in *input
-	if r.Msg.GetStdin() {
+	if msg.GetStdin() {
 		in = &input{closed: make(chan struct{})}
 		a.mu.Lock()
-		a.inputs[r.Msg.GetTag()] = in
+		a.inputs[msg.GetTag()] = in
 		a.mu.Unlock()
 	}
 	switch cfg.GetCmd() {
 	case "missing":
-		return connect.NewError(connect.CodeNotFound, errors.New("no such program"))
+		return fault.New(fault.NotFound, "no such program")
 	case "never":
 		<-ctx.Done()
 		return ctx.Err()
@@ -248,7 +259,7 @@ func (a *agent) Start(ctx context.Context, r *connect.Request[processpb.StartReq
 	case "sleep":
 		_ = out.stdout([]byte("before"))
 		select {
-		case <-time.After(time.Duration(r.Msg.GetTimeoutMs()) * time.Millisecond):
+		case <-time.After(time.Duration(msg.GetTimeoutMs()) * time.Millisecond):
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -262,7 +273,7 @@ func (a *agent) Start(ctx context.Context, r *connect.Request[processpb.StartReq
 	case "lost":
 		done = &processpb.ProcessEvent_EndEvent{Error: new(string)}
 	case "huge":
-		_ = out.stdout(make([]byte, 2*maxMessage))
+		return out.stdout(make([]byte, 2*maxMessage))
 	case "cut":
 		a.cut()
 		<-ctx.Done()

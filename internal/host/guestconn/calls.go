@@ -59,10 +59,6 @@ func (c *Conn) Configure(ctx context.Context, cfg Config) (Facts, error) {
 		return Facts{}, fmt.Errorf("configure guest: %w", err)
 	}
 	reply, err := session.Call(ctx, link.CallConfigure, request)
-	var status *link.StatusError
-	if errors.As(err, &status) {
-		err = fault.As(statusClass(status.Status), err)
-	}
 	if err != nil {
 		return Facts{}, callError("configure guest", err)
 	}
@@ -136,6 +132,9 @@ func callError(what string, err error) error {
 	}
 	err = rpcx.FromConnect(err)
 	class := fault.Of(err)
+	if status := (*link.StatusError)(nil); errors.As(err, &status) {
+		class = statusClass(status.Status)
+	}
 	if errors.Is(err, link.ErrEnded) && class != fault.Canceled && class != fault.Deadline {
 		// The RPC library calls an answer that was cut off the peer's mistake.
 		class = fault.Unavailable

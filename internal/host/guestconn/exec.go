@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"math"
 	"regexp"
 	"sync"
@@ -12,9 +13,11 @@ import (
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	processpb "github.com/hutch-run/hutch/gen/process"
 	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/link"
 )
 
 const (
@@ -27,6 +30,9 @@ const (
 	// inputChunk is how much input goes in one call.
 	inputChunk = 32 << 10
 )
+
+// errEnded stops the reading of a command that has told its end.
+var errEnded = errors.New("command has ended")
 
 // errGuard is the end of a command's time as the host sees it.
 var errGuard = errors.New("command is over its time")
@@ -45,7 +51,8 @@ func (c *Conn) Exec(ctx context.Context, e Exec) (Result, error) {
 	if e.MaxOutput <= 0 {
 		e.MaxOutput = DefaultMaxOutput
 	}
-	if _, err := c.session(ctx); err != nil { // the command's time begins when the guest is there
+	session, err := c.session(ctx) // the command's time begins when the guest is there
+	if err != nil {
 		return Result{}, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -54,17 +61,13 @@ func (c *Conn) Exec(ctx context.Context, e Exec) (Result, error) {
 		t := time.AfterFunc(e.Timeout+c.p.guardExtra, func() { cancel(errGuard) })
 		defer t.Stop()
 	}
-	req := startRequest(e)
-	stream, err := c.process.Start(ctx, connect.NewRequest(req))
+	start := startRequest(e)
+	request, err := proto.Marshal(start)
 	if err != nil {
-		return Result{}, execError(ctx, err)
+		return Result{}, fmt.Errorf("run command in guest: %w", err)
 	}
-	defer func() {
-		cancel(nil) // first: closing reads what the guest still sends
-		_ = stream.Close()
-	}()
-	x := &execution{c: c, e: e, tag: req.GetTag(), stream: stream}
-	return x.collect(ctx)
+	x := &execution{c: c, e: e, tag: start.GetTag()}
+	return x.collect(ctx, session, request)
 }
 
 // execError says why a command has no result.
@@ -102,33 +105,38 @@ func milliseconds(d time.Duration) uint32 {
 
 // execution is one command as its events come in.
 type execution struct {
-	c      *Conn
-	e      Exec
-	tag    string // set when there is input
-	stream *connect.ServerStreamForClient[processpb.StartResponse]
-	res    Result
+	c   *Conn
+	e   Exec
+	tag string // set when there is input
+	res Result
 
 	started bool
 	input   sync.WaitGroup
 }
 
-// collect reads the stream to its end.
-func (x *execution) collect(ctx context.Context) (Result, error) {
+// collect makes the call and follows it to its end.
+func (x *execution) collect(ctx context.Context, session *link.Session, request []byte) (Result, error) {
 	ictx, endInput := context.WithCancel(ctx)
 	defer x.input.Wait()
 	defer endInput()
-	for x.stream.Receive() {
-		ended, err := x.event(ictx, x.stream.Msg().GetEvent())
-		if ended || err != nil {
-			return x.res, err
+	var m processpb.StartResponse
+	err := session.Stream(ctx, link.CallStart, request, func(reply []byte) error {
+		if err := proto.Unmarshal(reply, &m); err != nil {
+			return fmt.Errorf("read event: %w", err)
 		}
-	}
-	err := x.stream.Err()
-	if x.started && errors.Is(context.Cause(ctx), errGuard) {
+		ended, err := x.event(ictx, m.GetEvent())
+		if ended && err == nil {
+			err = errEnded
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, errEnded):
+		return x.res, nil
+	case x.started && errors.Is(context.Cause(ctx), errGuard):
 		x.res.TimedOut, x.res.ExitCode, x.res.Signal = true, 128+int(unix.SIGKILL), "SIGKILL"
 		return x.res, nil
-	}
-	if err == nil {
+	case err == nil:
 		return Result{}, fault.New(fault.Unavailable, "run command in guest: guest did not tell how it ended")
 	}
 	return Result{}, execError(ctx, err)
