@@ -73,6 +73,7 @@ func rules() []rule {
 		leaf("internal/host/jail", "internal/proc"),
 		leaf("internal/host/network"),
 		leaf("internal/host/disk"),
+		leaf("internal/host/snapshot"),
 		leaf("internal/host/template", "internal/host/image"),        // a template is made of an image
 		leaf("internal/host/template/recipe", "internal/host/image"), // a recipe says how its image runs
 		leaf("internal/host/image"),

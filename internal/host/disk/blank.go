@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hutch-run/hutch/internal/fault"
 )
 
 const (
@@ -118,7 +120,7 @@ func (d *Disks) makeBlank(ctx context.Context, path string, sizeMB int) error {
 	d.trim()
 	f, err := os.CreateTemp(d.p.BlankDir, tempPrefix)
 	if err != nil {
-		return fmt.Errorf("make blank image: %w", diskFull(err))
+		return fmt.Errorf("make blank image: %w", fault.DiskFull(err))
 	}
 	err = d.format(ctx, f, int64(sizeMB)<<20)
 	if err == nil {
@@ -129,7 +131,7 @@ func (d *Disks) makeBlank(ctx context.Context, path string, sizeMB int) error {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return fmt.Errorf("make blank image of %d MiB: %w", sizeMB, diskFull(errors.Join(err, os.Remove(f.Name()))))
+		return fmt.Errorf("make blank image of %d MiB: %w", sizeMB, fault.DiskFull(errors.Join(err, os.Remove(f.Name()))))
 	}
 	return syncDir(d.p.BlankDir)
 }

@@ -100,7 +100,7 @@ func (d *Disks) Sync(path string) error {
 	}
 	defer f.Close()
 	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync disk: %w", diskFull(err))
+		return fmt.Errorf("sync disk: %w", fault.DiskFull(err))
 	}
 	return syncDir(filepath.Dir(path))
 }
@@ -132,11 +132,11 @@ func cloneFile(ctx context.Context, src *os.File, dst string) error {
 		return fault.New(fault.Exists, "%s exists", dst)
 	}
 	if err != nil {
-		return diskFull(err)
+		return fault.DiskFull(err)
 	}
 	err = errors.Join(fill(ctx, f, src, info.Size()), f.Close())
 	if err != nil {
-		return diskFull(errors.Join(err, os.Remove(dst)))
+		return fault.DiskFull(errors.Join(err, os.Remove(dst)))
 	}
 	return nil
 }
@@ -151,12 +151,4 @@ func syncDir(dir string) error {
 		return fmt.Errorf("sync directory: %w", err)
 	}
 	return nil
-}
-
-// diskFull gives an error that tells of a full disk or quota its class.
-func diskFull(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fault.New(fault.Exhausted, "the host's disk is full; free space on it: %w", err)
-	}
-	return err
 }

@@ -74,7 +74,7 @@ func (s *Store) create(id sandbox.ID, temp string, b []byte) error {
 		return err
 	}
 	if err := os.Mkdir(temp, 0o700); err != nil {
-		return diskFull(err)
+		return fault.DiskFull(err)
 	}
 	if err := s.writeSynced("create", filepath.Join(temp, recordName), b); err != nil {
 		return err
@@ -93,7 +93,7 @@ func (s *Store) create(id sandbox.ID, temp string, b []byte) error {
 		return fault.New(fault.Exists, "%s exists", s.Dir(id))
 	}
 	if err != nil {
-		return diskFull(fmt.Errorf("rename to %s: %w", s.Dir(id), err))
+		return fault.DiskFull(fmt.Errorf("rename to %s: %w", s.Dir(id), err))
 	}
 	err = s.at("create: sync sandboxes")
 	if err == nil {
@@ -133,7 +133,7 @@ func (s *Store) put(id sandbox.ID, temp string, b []byte) error {
 		return err
 	}
 	if err := os.Rename(temp, filepath.Join(s.Dir(id), recordName)); err != nil {
-		return diskFull(err)
+		return fault.DiskFull(err)
 	}
 	if err := s.at("put: sync directory"); err != nil {
 		return err
@@ -148,7 +148,7 @@ func (s *Store) writeSynced(op, path string, b []byte) error {
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return diskFull(err)
+		return fault.DiskFull(err)
 	}
 	defer f.Close()
 	for half := range slices.Chunk(b, max(1, (len(b)+1)/2)) {
@@ -156,14 +156,14 @@ func (s *Store) writeSynced(op, path string, b []byte) error {
 			return err
 		}
 		if _, err := f.Write(half); err != nil {
-			return diskFull(err)
+			return fault.DiskFull(err)
 		}
 	}
 	if err := s.at(op + ": sync"); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
-		return diskFull(err)
+		return fault.DiskFull(err)
 	}
 	return f.Close()
 }

@@ -64,7 +64,7 @@ func Open(root string, log *slog.Logger) (*Store, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if err := os.MkdirAll(root, 0o711); err != nil {
-		return nil, fmt.Errorf("make root directory: %w", diskFull(err))
+		return nil, fmt.Errorf("make root directory: %w", fault.DiskFull(err))
 	}
 	lock, err := takeLock(filepath.Join(root, lockName))
 	if err != nil {
@@ -128,7 +128,7 @@ func (s *Store) prepare() error {
 	for _, name := range []string{sandboxesName, eventsName, blankName, trashName} {
 		dir := filepath.Join(s.root, name)
 		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("make %s directory: %w", name, diskFull(err))
+			return fmt.Errorf("make %s directory: %w", name, fault.DiskFull(err))
 		}
 		if err := os.Chmod(dir, 0o700); err != nil {
 			return fmt.Errorf("set mode of %s directory: %w", name, err)
@@ -156,7 +156,7 @@ func (s *Store) prepare() error {
 func takeLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", diskFull(err))
+		return nil, fmt.Errorf("open lock: %w", fault.DiskFull(err))
 	}
 	err = retryEINTR(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if err != nil {
@@ -200,7 +200,7 @@ func syncDir(dir string) error {
 	}
 	defer f.Close()
 	if err := f.Sync(); err != nil {
-		return fmt.Errorf("sync directory: %w", diskFull(err))
+		return fmt.Errorf("sync directory: %w", fault.DiskFull(err))
 	}
 	return nil
 }
@@ -215,12 +215,4 @@ func readNames(dir string) ([]string, error) {
 		names[i] = e.Name()
 	}
 	return names, nil
-}
-
-// diskFull gives an error that tells of a full disk or quota its class.
-func diskFull(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fault.New(fault.Exhausted, "the host's disk is full; free space on it: %w", err)
-	}
-	return err
 }

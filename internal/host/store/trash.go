@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -42,7 +43,7 @@ func (s *Store) Remove(id sandbox.ID) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove sandbox directory: %w", diskFull(err))
+		return fmt.Errorf("remove sandbox directory: %w", fault.DiskFull(err))
 	}
 	defer s.wake()
 	if err := s.at("remove: sync"); err != nil {
