@@ -30,6 +30,7 @@ type plan struct {
 	Copies     int   `json:"copies"`
 	CopyBytes  int64 `json:"copy_bytes"`
 	Pauses     int   `json:"pauses"`
+	Deaths     int   `json:"deaths"`
 	Sandboxes  []int `json:"idle_sandboxes"`
 	IdleSec    int   `json:"idle_seconds"`
 	MemoryMB   int   `json:"memory_mb"`
@@ -38,7 +39,7 @@ type plan struct {
 
 func fullPlan() plan {
 	return plan{
-		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 7, CopyBytes: 32 << 20, Pauses: 200,
+		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 7, CopyBytes: 32 << 20, Pauses: 200, Deaths: 5,
 		Sandboxes: []int{0, 1, 10, 20}, IdleSec: 30, MemoryMB: 128, DiskSizeMB: 5120,
 	}
 }
@@ -46,7 +47,7 @@ func fullPlan() plan {
 // quickPlan is enough to see that the benchmark itself works.
 func quickPlan() plan {
 	return plan{
-		Creates: 2, Execs: 10, CLIExecs: 2, Copies: 2, CopyBytes: 8 << 20, Pauses: 10,
+		Creates: 2, Execs: 10, CLIExecs: 2, Copies: 2, CopyBytes: 8 << 20, Pauses: 10, Deaths: 2,
 		Sandboxes: []int{0, 1}, IdleSec: 3, MemoryMB: 128, DiskSizeMB: 5120,
 	}
 }
@@ -107,7 +108,7 @@ func run(ctx context.Context, root, out string, p plan) (err error) {
 		name    string
 		measure func(context.Context) error
 	}{
-		{"create", b.measureCreate}, {"a running sandbox", b.measureRunning}, {"idle", b.measureIdle},
+		{"create", b.measureCreate}, {"a running sandbox", b.measureRunning}, {"deaths", b.measureDeaths}, {"idle", b.measureIdle},
 	} {
 		say("%s", part.name)
 		if err := part.measure(ctx); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -173,6 +174,44 @@ func (b *bench) stream(ctx context.Context, process processpbconnect.ProcessClie
 		return fmt.Errorf("received %d bytes of output, want %d", got, b.plan.CopyBytes)
 	}
 	return nil
+}
+
+// measureDeaths kills VMMs and sees how soon a caller who waits is told.
+func (b *bench) measureDeaths(ctx context.Context) error {
+	id, _, err := b.create(ctx)
+	if err != nil {
+		return err
+	}
+	for range b.plan.Deaths {
+		took, err := b.die(ctx, id)
+		if err != nil {
+			return err
+		}
+		b.report.Deaths = append(b.report.Deaths, micros(took))
+		if _, err := b.host.host.ResumeSandbox(ctx, connect.NewRequest(&hostagentv1.ResumeSandboxRequest{SandboxId: id})); err != nil {
+			return err
+		}
+	}
+	return b.host.destroy(ctx, id)
+}
+
+// die kills the VMM of a sandbox and waits for its state to be error.
+func (b *bench) die(ctx context.Context, id string) (time.Duration, error) {
+	record, err := b.host.inspect(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	told := make(chan error, 1)
+	go func() {
+		_, err := b.host.sandboxes.WaitSandbox(ctx, connect.NewRequest(&hostagentv1.WaitSandboxRequest{SandboxId: id, Status: []string{"error"}}))
+		told <- err
+	}()
+	began := time.Now()
+	if err := syscall.Kill(int(record.GetVmmPid()), syscall.SIGKILL); err != nil {
+		return 0, errors.Join(fmt.Errorf("kill VMM: %w", err), <-told)
+	}
+	err = <-told
+	return time.Since(began), err
 }
 
 // pairs measures two sides in turn, each first in half of the pairs, after

@@ -36,6 +36,7 @@ type report struct {
 	Copy     []sample       `json:"copy"`
 	CopyGzip []sample       `json:"copy_gzip"`
 	Pause    []sample       `json:"pause_resume"`
+	Deaths   []int64        `json:"vmm_killed_to_error"`
 	Idle     []idleSample   `json:"hutchd_idle"`
 	Guest    guestSample    `json:"guest_agent"`
 }
