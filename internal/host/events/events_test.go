@@ -404,6 +404,25 @@ func appendForEver(dir string) {
 	}
 }
 
+// TestKilledBeforeTheFirstEvent leaves what a writer leaves that is killed when
+// it has just begun a segment.
+func TestKilledBeforeTheFirstEvent(t *testing.T) {
+	for _, header := range []string{"", `{"hutch_ev`} {
+		dir := t.TempDir()
+		l := open(t, params(dir))
+		l.Append(event(1))
+		path := filepath.Join(dir, segmentName(2))
+		if err := os.WriteFile(path, []byte(header), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		next := open(t, params(dir)) // the one before is not closed: it was killed
+		if got := next.Append(event(2)).Sequence; got != 2 {
+			t.Errorf("header %q: the next event has number %d, want 2", header, got)
+		}
+		closed(t, next)
+	}
+}
+
 func TestKilledWriter(t *testing.T) {
 	dir := t.TempDir()
 	last := int64(0)

@@ -66,6 +66,9 @@ type cursor struct {
 	Clean bool `json:"clean"`
 }
 
+// maxHeader is more than a header has, in bytes.
+const maxHeader = 100
+
 // load opens the segments of the directory. whole tells that every one could
 // be read.
 func (l *Log) load() (whole bool, err error) {
@@ -80,6 +83,12 @@ func (l *Log) load() (whole bool, err error) {
 		}
 		path := filepath.Join(l.p.Dir, e.Name())
 		s, last, err := openSegment(path)
+		if errors.Is(err, errUnborn) && len(l.segments) > 0 && e.Name() == segmentName(l.last+1) {
+			if err := os.Remove(path); err != nil {
+				return false, err
+			}
+			continue
+		}
 		if err != nil {
 			whole = false
 			l.p.Log.Warn("file of events can't be read, setting it aside", slog.String("path", path), slog.Any("error", err))
@@ -94,6 +103,11 @@ func (l *Log) load() (whole bool, err error) {
 	l.drop()
 	return whole, nil
 }
+
+// errUnborn is a segment without a whole header. Where the one before ends just
+// before it, its writer was killed before the first event. (After a loss of
+// power it may have had events; then the cursor tells.)
+var errUnborn = errors.New("the segment has no header yet")
 
 // openSegment opens and reads a segment, and cuts off a torn end.
 func openSegment(path string) (s *segment, last int64, err error) {
@@ -113,6 +127,9 @@ func openSegment(path string) (s *segment, last int64, err error) {
 	s = &segment{path: path, file: f}
 	lines := bufio.NewReaderSize(io.NewSectionReader(f, 0, info.Size()), maxLine)
 	line, err := lines.ReadSlice('\n')
+	if errors.Is(err, io.EOF) && len(line) < maxHeader {
+		return nil, 0, errUnborn
+	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("read header: %w", err)
 	}
@@ -219,8 +236,7 @@ func (l *Log) write(e sandbox.Event) error {
 
 // begin makes a new segment the last one. l.mu is held.
 func (l *Log) begin(first int64) (err error) {
-	name := fmt.Sprintf("%s%020d%s", segmentPrefix, first, segmentSuffix)
-	path := filepath.Join(l.p.Dir, name)
+	path := filepath.Join(l.p.Dir, segmentName(first))
 	// A file of that name can only be what a crash left before its first event.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -233,6 +249,11 @@ func (l *Log) begin(first int64) (err error) {
 	l.segments = append(l.segments, &segment{first: first, path: path, file: f, size: int64(len(line))})
 	l.drop()
 	return nil
+}
+
+// segmentName is the name of the segment whose first event has that number.
+func segmentName(first int64) string {
+	return fmt.Sprintf("%s%020d%s", segmentPrefix, first, segmentSuffix)
 }
 
 // drop removes the oldest segments until there are not too many.
