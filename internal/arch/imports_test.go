@@ -66,6 +66,7 @@ func rules() []rule {
 		{"internal/host/vmm/qemu", []string{"internal/host/vmm", "internal/host/vmm/qemu/...", "internal/proc", "internal/host/jail", "internal/link"}, "a driver never knows another driver"},
 		{"internal/host/vmm/fake", []string{"internal/host/vmm", "internal/proc"}, "a driver never knows another driver"},
 		{"internal/host/vmm/qemu/qmp", nil, "the protocol knows no machine"},
+		{"internal/host/vmm/qemu/ram", nil, "memory knows no VMM"},
 		{"internal/host/vmm/vmmtest", []string{"internal/host/vmm", "internal/host/vmm/vmmtest/...", "internal/host/kernel", "internal/link", "internal/proc", "internal/testenv"}, "the suite knows the interface only"},
 		{"internal/host/vmm/vmmtest/testguest", nil, "it is linked into the test's guest"},
 		{"internal/host/vmm/vmmtest/guestinit", []string{"internal/host/vmm/vmmtest/testguest"}, "the test's guest is small"},

@@ -1,7 +1,8 @@
 // Package vmm says what hutch needs of a program that runs a microVM.
 //
-// It owns the interfaces Driver and VM, the description of a machine and the
-// facts about a driver as data. It never knows a concrete VMM: those are its
+// It owns the interfaces Driver and VM, the optional ones of a driver that can
+// save and restore machines, the description of a machine and the facts about a
+// driver as data. It never knows a concrete VMM: those are its
 // sub-packages, and each passes the suite in vmmtest, the fake included.
 package vmm
 
@@ -97,6 +98,13 @@ type Caps struct {
 	MaxVCPUs    int
 	// MemoryOverheadMB is what a VM costs beyond its guest's memory, about.
 	MemoryOverheadMB int
+
+	// Snapshots: the driver is a Snapshotter and its VMs are Savers. What a
+	// guest sees of Version, Machine, Accel and CPU it relies on for ever: a
+	// snapshot fits only where they are as they were.
+	Snapshots bool
+	Machine   string // kind of machine, with its version: "pc-q35-7.2"
+	CPU       string // model and features that guests get on this host
 }
 
 // Disk is one virtio-blk disk. The guest finds it by its serial, never by its

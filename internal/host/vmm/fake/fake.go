@@ -1,8 +1,10 @@
 // Package fake is a vmm.Driver without a VMM: its machines are objects in
 // memory, on a Host that outlives its drivers as a real host outlives hutchd.
 //
-// It owns the ways to make machines fail: at launch, by ending, by hanging. It
-// never runs a guest by itself: Params.OnLink attaches one. It passes vmmtest.
+// It owns the ways to make machines fail: at launch, save and restore, by
+// ending, by hanging. It never runs a guest by itself: Params.OnLink attaches
+// one, which may keep its data in Machine.RAM to have it saved. It passes
+// vmmtest.
 package fake
 
 import (
@@ -24,6 +26,12 @@ import (
 
 // DriverName is Caps.Name and sandbox.Machine.Driver.
 const DriverName = "fake"
+
+// What Caps tells.
+const (
+	version = "1.0"
+	accel   = "none"
+)
 
 // bootID stands for the host's.
 const bootID = "fake-boot"
@@ -48,6 +56,8 @@ type Host struct {
 	ended    map[int]*Machine // the others; guarded by mu
 	lastPID  int              // guarded by mu
 	launch   func(context.Context, vmm.Spec) error
+	restore  func(context.Context, vmm.Spec) error
+	save     func(context.Context, *Machine) error
 }
 
 // NewHost returns an empty host.
@@ -91,16 +101,20 @@ func (h *Host) Wait() { h.guests.Wait() }
 // Driver returns a driver on h, as a process that has just started has it.
 func (h *Host) Driver() *Driver { return &Driver{host: h} }
 
-// Driver is a vmm.Driver.
+// Driver is a vmm.Driver, and a vmm.Snapshotter.
 type Driver struct{ host *Host }
 
-var _ vmm.Driver = (*Driver)(nil)
+var (
+	_ vmm.Driver      = (*Driver)(nil)
+	_ vmm.Snapshotter = (*Driver)(nil)
+)
 
 // Caps are made up.
 func (d *Driver) Caps() vmm.Caps {
 	return vmm.Caps{
-		Name: DriverName, Version: "1.0", Accel: "none", AccelReason: "nothing runs",
+		Name: DriverName, Version: version, Accel: accel, AccelReason: "nothing runs",
 		MaxVCPUs: vmm.MaxVCPUs, MemoryOverheadMB: 1,
+		Snapshots: true, Machine: machineType, CPU: cpu,
 	}
 }
 
@@ -114,32 +128,51 @@ func (d *Driver) Launch(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
 }
 
 func (d *Driver) launch(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
-	if err := spec.Check(); err != nil {
+	d.host.mu.Lock()
+	hook := d.host.launch
+	d.host.mu.Unlock()
+	if err := d.prepare(ctx, spec, hook); err != nil {
 		return nil, err
 	}
-	h := d.host
-	h.mu.Lock()
-	hook := h.launch
-	h.mu.Unlock()
+	ram, err := newRAM(int64(spec.MemoryMB) << 20)
+	if err != nil {
+		return nil, err
+	}
+	v, err := d.start(spec, ram, true)
+	if err != nil {
+		ram.close()
+		return nil, err
+	}
+	return v, nil
+}
+
+// prepare is what comes before a machine: checks, and the test's own hook.
+func (d *Driver) prepare(ctx context.Context, spec vmm.Spec, hook func(context.Context, vmm.Spec) error) error {
+	if err := spec.Check(); err != nil {
+		return err
+	}
 	if hook != nil {
 		if err := hook(ctx, spec); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return err
 	}
-	if err := checkFiles(spec); err != nil {
-		return nil, err
-	}
+	return checkFiles(spec)
+}
+
+// start makes a machine with a memory, which it takes over.
+func (d *Driver) start(spec vmm.Spec, ram *RAM, running bool) (vmm.VM, error) {
+	h := d.host
 	console, err := proc.CreateCapped(spec.ConsoleLog, h.params.LogMax)
 	if err != nil {
 		return nil, err
 	}
 	spec.NIC = nil
 	m := &Machine{
-		Spec: spec, host: h, console: console, running: true,
-		done: make(chan struct{}), hung: make(chan struct{}),
+		Spec: spec, host: h, console: console, ram: ram, running: running,
+		done: make(chan struct{}), hung: make(chan struct{}), still: make(chan struct{}, 1),
 	}
 	close(m.hung)
 	h.mu.Lock()

@@ -35,13 +35,15 @@ func newSpec(t testing.TB) vmm.Spec {
 		}
 	}
 	return vmm.Spec{
-		ID: sandbox.NewID(), VCPUs: 1, MemoryMB: 128, UID: 1000, Kernel: dir + "/kernel",
+		ID: sandbox.NewID(), VCPUs: 1, MemoryMB: vmm.MinMemoryMB, UID: 1000, Kernel: dir + "/kernel",
 		Dir: run, ConsoleLog: dir + "/console.log", VMMLog: dir + "/vmm.log",
 	}
 }
 
 // guest is the suite's guest in a fake machine.
 type guest struct{ m *fake.Machine }
+
+func (g guest) Memory() testguest.Memory { return g.m.RAM() }
 
 func (g guest) Spam(n int) error {
 	_, err := g.m.Write([]byte(strings.Repeat("spam ", n/5)))
@@ -96,10 +98,21 @@ func onLink(m *fake.Machine, conn net.Conn) { testguest.Serve(conn, guest{m}) }
 func TestSuite(t *testing.T) {
 	h := fake.NewHost(fake.Params{OnLink: onLink, LogMax: logMax})
 	defer h.Wait()
-	vmmtest.Run(t, vmmtest.Harness{
+	vmmtest.Run(t, harness(h))
+}
+
+func TestSnapshots(t *testing.T) {
+	h := fake.NewHost(fake.Params{OnLink: onLink, LogMax: logMax})
+	defer h.Wait()
+	vmmtest.RunSnapshots(t, harness(h))
+}
+
+func harness(h *fake.Host) vmmtest.Harness {
+	return vmmtest.Harness{
 		Driver: func(testing.TB) vmm.Driver { return h.Driver() },
 		Spec:   newSpec,
 		LogMax: logMax,
+		FillMB: 4,
 		Crash: func(t testing.TB, m sandbox.Machine) {
 			for _, x := range h.Machines() {
 				if x.Process() == m.Process {
@@ -126,7 +139,7 @@ func TestSuite(t *testing.T) {
 			}
 			return left
 		},
-	})
+	}
 }
 
 func TestLaunchHook(t *testing.T) {

@@ -22,6 +22,8 @@ type Machine struct {
 	host    *Host
 	process sandbox.Process
 	console *proc.CappedFile
+	ram     *RAM
+	still   chan struct{} // holds a token while nothing may change the guest, or something does
 	done    chan struct{} // closed when it has ended
 	exit    vmm.Exit      // set before done is closed
 
@@ -34,6 +36,9 @@ type Machine struct {
 
 // Process is the machine's made-up identity.
 func (m *Machine) Process() sandbox.Process { return m.process }
+
+// RAM is the guest's memory. It is gone with the machine.
+func (m *Machine) RAM() *RAM { return m.ram }
 
 // Write writes to the guest's console.
 func (m *Machine) Write(p []byte) (int, error) { return m.console.Write(p) }
@@ -54,6 +59,7 @@ func (m *Machine) End(e vmm.Exit) {
 	m.host.ended[m.process.PID] = m
 	m.host.mu.Unlock()
 	m.console.Close()
+	m.ram.close()
 	close(m.done)
 }
 

@@ -23,7 +23,10 @@ type vm struct {
 	watched chan struct{} // closed when the watcher has ended
 }
 
-var _ vmm.VM = (*vm)(nil)
+var (
+	_ vmm.VM    = (*vm)(nil)
+	_ vmm.Saver = (*vm)(nil)
+)
 
 func newVM(m *Machine) *vm {
 	v := &vm{m: m, closing: make(chan struct{}), done: make(chan struct{}), watched: make(chan struct{})}
@@ -69,7 +72,7 @@ func (v *vm) do(ctx context.Context, what string, f func(*Machine)) error {
 
 // Machine is what Adopt needs.
 func (v *vm) Machine() sandbox.Machine {
-	return sandbox.Machine{Driver: DriverName, Accel: "none", Process: v.m.process, UID: v.m.Spec.UID}
+	return sandbox.Machine{Driver: DriverName, Accel: accel, Process: v.m.process, UID: v.m.Spec.UID}
 }
 
 // Pause stops the machine.
@@ -77,8 +80,12 @@ func (v *vm) Pause(ctx context.Context) error {
 	return v.do(ctx, "pause", func(m *Machine) { m.running = false })
 }
 
-// Resume starts the machine.
+// Resume starts the machine, after a Save that is going on.
 func (v *vm) Resume(ctx context.Context) error {
+	if err := v.m.hold(ctx); err != nil {
+		return fmt.Errorf("resume %s: %w", v.m.Spec.ID, err)
+	}
+	defer v.m.release()
 	return v.do(ctx, "resume", func(m *Machine) { m.running = true })
 }
 
@@ -119,11 +126,12 @@ func (v *vm) Exit() vmm.Exit {
 func (v *vm) DialLink(ctx context.Context) (net.Conn, error) {
 	err := v.held()
 	if err == nil {
-		err = ctx.Err()
+		err = v.m.hold(ctx) // for a Save
 	}
 	var conn net.Conn
 	if err == nil {
 		conn, err = v.m.link()
+		v.m.release()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("link of %s: %w", v.m.Spec.ID, err)

@@ -144,7 +144,7 @@ func prove(ctx context.Context, j *jail.Jail, binary string, a Accel) error {
 		return fmt.Errorf("make the proof's guest: %w", err)
 	}
 	args := append([]string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"}, machineArgs(a)...)
-	args = append(args, memoryArgs(16)...)
+	args = append(args, "-m", "16M", "-object", "memory-backend-ram,id=ram,size=16M")
 	args = append(args, "-device", "isa-debug-exit,iobase=0x501", "-bios", fdPath(proc.FirstFD))
 	cell := jail.Cell{
 		Name: fmt.Sprintf("proof-%d", os.Getpid()), UID: nobody,

@@ -16,8 +16,12 @@ type argParams struct {
 	VCPUs    int
 	MemoryMB int
 	Cmdline  string
-	KernelFD int
+	KernelFD int // 0: a restored machine, which does not boot
 	InitrdFD int // 0: none
+
+	MemoryFD int
+	// Private: the memory is a template's, and the machine writes to a copy.
+	Private bool
 	// Listening sockets.
 	ControlFD, ConsoleFD, LinkFD int
 	JournalFD                    int
@@ -68,8 +72,12 @@ func buildArgs(p argParams) []string {
 	}
 	args = append(args, machineArgs(p.Accel)...)
 	args = append(args, "-smp", strconv.Itoa(p.VCPUs))
-	args = append(args, memoryArgs(p.MemoryMB)...)
-	args = append(args, bootArgs(p)...)
+	args = append(args, memoryArgs(p)...)
+	if p.KernelFD != 0 {
+		args = append(args, bootArgs(p)...)
+	} else {
+		args = append(args, "-incoming", "defer")
+	}
 	args = append(args, channelArgs(p)...)
 	for i, d := range p.Disks {
 		args = append(args, diskArgs(i, d)...)
@@ -81,21 +89,48 @@ func buildArgs(p argParams) []string {
 }
 
 // machineArgs leaves out of q35 what no guest of ours needs: every device is
-// time at boot and a surface for the guest.
+// time at boot and a surface for the guest. A saved machine holds just its
+// devices, so one that loads it must not wait for more.
 func machineArgs(a Accel) []string {
-	args := []string{"-machine", "q35,smm=off,hpet=off,sata=off,smbus=off,i8042=off,vmport=off,usb=off,dump-guest-core=off,memory-backend=ram"}
-	if a == KVM {
-		return append(args, "-accel", "kvm", "-cpu", "host")
+	args := []string{
+		"-machine", machineType + ",smm=off,hpet=off,sata=off,smbus=off,i8042=off,vmport=off,usb=off,dump-guest-core=off,suppress-vmdesc=on,memory-backend=ram",
+		"-global", "migration.send-configuration=off",
 	}
-	// Told that byte-wise string instructions are fast, a kernel clears and
-	// copies pages with them; emulated, they are the slowest way there is.
-	return append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBufferMB), "-cpu", "max,-erms,-fsrm")
+	if a == KVM {
+		return append(args, "-accel", "kvm", "-cpu", cpuArg(a))
+	}
+	return append(args, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBufferMB), "-cpu", cpuArg(a))
+}
+
+// cpuModel is the processor of a guest, and what is taken off it. Told that
+// byte-wise string instructions are fast, a kernel clears and copies pages with
+// them; emulated, they are the slowest way there is.
+func cpuModel(a Accel) (name string, off []string) {
+	if a == KVM {
+		return "host", nil
+	}
+	return "max", []string{"erms", "fsrm"}
+}
+
+func cpuArg(a Accel) string {
+	name, off := cpuModel(a)
+	for _, feature := range off {
+		name += ",-" + feature
+	}
+	return name
 }
 
 // memoryArgs is the one place that says where guest memory comes from.
-func memoryArgs(mb int) []string {
-	size := strconv.Itoa(mb) + "M"
-	return []string{"-m", size, "-object", "memory-backend-ram,id=ram,size=" + size}
+func memoryArgs(p argParams) []string {
+	share := "on"
+	if p.Private {
+		share = "off"
+	}
+	size := strconv.Itoa(p.MemoryMB) + "M"
+	return []string{
+		"-m", size,
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%s,mem-path=%s,share=%s", size, fdPath(p.MemoryFD), share),
+	}
 }
 
 func bootArgs(p argParams) []string {
@@ -110,6 +145,9 @@ func bootArgs(p argParams) []string {
 // have theirs from 1 on.
 const journalSet = 0
 
+// linkChardev names the link's end in QEMU.
+const linkChardev = "link"
+
 // channelArgs are the machine protocol, the console, the link and the source
 // of randomness.
 func channelArgs(p argParams) []string {
@@ -121,10 +159,10 @@ func channelArgs(p argParams) []string {
 	args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", p.JournalFD, journalSet), "-mon", "chardev=control,mode=control")
 	args = append(args, socket("console", p.ConsoleFD)...)
 	args = append(args, "-serial", "chardev:console")
-	args = append(args, socket("link", p.LinkFD)...)
+	args = append(args, socket(linkChardev, p.LinkFD)...)
 	return append(args,
 		"-device", "virtio-serial-pci,id=serial,max_ports=2,"+virtioPCI,
-		"-device", "virtserialport,bus=serial.0,nr=1,chardev=link,name="+quote(link.PortName),
+		"-device", "virtserialport,bus=serial.0,nr=1,chardev="+linkChardev+",name="+quote(link.PortName),
 		"-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci,rng=rng,"+virtioPCI,
 	)
 }

@@ -2,7 +2,9 @@
 // on the q35 machine with KVM or, where that does not work, by emulation.
 //
 // It owns QEMU's command line, its three sockets (machine protocol, console,
-// link), the journal in which QEMU keeps what it says on the first, the choice of the accelerator and the reading of why a machine ended.
+// link), the journal in which QEMU keeps what it says on the first, the choice
+// of the accelerator, the reading of why a machine ended, and the format of a
+// saved machine's state. Guests' memory is in package ram.
 // It never opens a path that a guest or a caller made up inside QEMU: kernel,
 // initramfs, disks, tap and sockets are opened here and passed as descriptors,
 // so that QEMU needs no right to any directory.
@@ -24,7 +26,24 @@
 //   - A disk that cannot be written (a full host) is an I/O error in the guest,
 //     never a silently stopped machine.
 //   - A writable disk is locked by QEMU on the description that was opened
-//     here: two machines cannot write one disk.
+//     here: two machines cannot write one disk. A restored machine takes its
+//     locks at the end of the load, and says only in its log that it could not:
+//     then Resume fails.
+//   - xen-save-devices-state writes all devices and no memory, whether that is
+//     shared or a copy on write, has nothing to do with Xen, and with live=false
+//     leaves the disks alone. It writes no section about the configuration and
+//     no description after it, so that a QEMU that loads it is told to expect
+//     none (send-configuration, suppress-vmdesc). It opens its file to write
+//     and truncates it: no pipe will do.
+//   - It leaves out the firmware's ROM with the memory. A restored machine reads
+//     zeros there (below 4 GB; the firmware's copy below 1 MB is memory). Nothing
+//     goes back to it: a reset ends QEMU. So it needs no kernel either.
+//   - QEMU itself compares hardly anything of a state with the machine that
+//     loads it. What must fit is in the header that is written here.
+//   - A link that opens or closes is told to the guest by a write to its memory,
+//     also while it stands. So a save closes the link and waits until QEMU has
+//     seen it, and nobody opens it meanwhile.
+//   - A QEMU that cannot load a state says why on its standard error and exits.
 //
 // Tested by vmmtest with real machines, the command line by a golden file, and
 // the rest without QEMU.

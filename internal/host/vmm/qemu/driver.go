@@ -50,14 +50,17 @@ type Params struct {
 	Logger *slog.Logger
 }
 
-// Driver is a vmm.Driver.
+// Driver is a vmm.Driver, and a vmm.Snapshotter.
 type Driver struct {
 	params Params
 	caps   vmm.Caps
 	logger *slog.Logger
 }
 
-var _ vmm.Driver = (*Driver)(nil)
+var (
+	_ vmm.Driver      = (*Driver)(nil)
+	_ vmm.Snapshotter = (*Driver)(nil)
+)
 
 // New looks at QEMU and chooses the accelerator, which takes a moment where
 // KVM has to prove itself. An unusable QEMU, or KVM when it was asked for, is a
@@ -86,6 +89,10 @@ func New(ctx context.Context, p Params) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	guests, saves, err := probe(ctx, p.Jail, binary, accel)
+	if err != nil {
+		return nil, err
+	}
 	overhead := kvmOverheadMB
 	if accel == TCG {
 		overhead = tcgOverheadMB
@@ -93,6 +100,7 @@ func New(ctx context.Context, p Params) (*Driver, error) {
 	return &Driver{params: p, logger: p.Logger, caps: vmm.Caps{
 		Name: DriverName, Version: version, Accel: string(accel), AccelReason: reason,
 		MaxVCPUs: vmm.MaxVCPUs, MemoryOverheadMB: overhead,
+		Snapshots: saves, Machine: guests.Machine, CPU: guests.CPU,
 	}}, nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"strings"
 
 	"github.com/hutch-run/hutch/internal/fault"
@@ -26,7 +25,7 @@ func (d *Driver) Launch(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
 		return nil, fmt.Errorf("launch %s: %w", spec.ID, err)
 	}
 	var undos undo.Stack
-	v, err := d.launch(ctx, spec, &undos)
+	v, err := d.launch(ctx, spec, nil, &undos)
 	if err != nil {
 		return nil, fmt.Errorf("launch %s: %w", spec.ID, errors.Join(err, undos.Run(ctx)))
 	}
@@ -34,12 +33,22 @@ func (d *Driver) Launch(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
 	return v, nil
 }
 
-func (d *Driver) launch(ctx context.Context, spec vmm.Spec, undos *undo.Stack) (*vm, error) {
+// launch starts a machine, which boots and runs, or is restored from something
+// and stands.
+func (d *Driver) launch(ctx context.Context, spec vmm.Spec, from *source, undos *undo.Stack) (*vm, error) {
 	files := fileSet{first: proc.FirstFD}
 	defer files.close()
-	args, err := d.open(ctx, spec, &files, undos)
+	args, err := d.open(ctx, spec, from, &files, undos)
 	if err != nil {
 		return nil, err
+	}
+	state := 0
+	if from != nil {
+		f, err := sealedFile("state", from.devices)
+		if err != nil {
+			return nil, err
+		}
+		state = files.add(f)
 	}
 	p, report, err := d.params.Jail.Start(ctx, d.cell(spec, buildArgs(args), files))
 	if err != nil {
@@ -58,7 +67,7 @@ func (d *Driver) launch(ctx context.Context, spec vmm.Spec, undos *undo.Stack) (
 		return nil, err
 	}
 	undos.Add("process", func(ctx context.Context) error { return errors.Join(v.Kill(ctx), v.Close()) })
-	if err := v.begin(ctx); err != nil {
+	if err := v.begin(ctx, state); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err() // whatever it broke on the way
 		}
@@ -67,8 +76,8 @@ func (d *Driver) launch(ctx context.Context, spec vmm.Spec, undos *undo.Stack) (
 	return v, nil
 }
 
-// open opens all that QEMU is given.
-func (d *Driver) open(ctx context.Context, spec vmm.Spec, files *fileSet, undos *undo.Stack) (argParams, error) {
+// open opens all that QEMU is given. A restored machine needs nothing to boot.
+func (d *Driver) open(ctx context.Context, spec vmm.Spec, from *source, files *fileSet, undos *undo.Stack) (argParams, error) {
 	p := argParams{
 		Name: string(spec.ID), Accel: Accel(d.caps.Accel), VCPUs: spec.VCPUs, MemoryMB: spec.MemoryMB, Cmdline: spec.Cmdline,
 	}
@@ -89,17 +98,13 @@ func (d *Driver) open(ctx context.Context, spec vmm.Spec, files *fileSet, undos 
 		return p, err
 	}
 	p.JournalFD = files.add(journal)
-	kernel, err := openFor(spec.UID, "kernel", spec.Kernel)
-	if err != nil {
+	if err := openMemory(&p, spec, from, files); err != nil {
 		return p, err
 	}
-	p.KernelFD = files.add(kernel)
-	if spec.Initrd != "" {
-		initrd, err := openFor(spec.UID, "initrd", spec.Initrd)
-		if err != nil {
+	if from == nil {
+		if err := openBoot(&p, spec, files); err != nil {
 			return p, err
 		}
-		p.InitrdFD = files.add(initrd)
 	}
 	for _, disk := range spec.Disks {
 		f, err := openDisk(disk.Path, disk.ReadOnly)
@@ -109,13 +114,31 @@ func (d *Driver) open(ctx context.Context, spec vmm.Spec, files *fileSet, undos 
 		p.Disks = append(p.Disks, argDisk{FD: files.add(f), Serial: disk.Serial, ReadOnly: disk.ReadOnly, Discard: disk.Discard})
 	}
 	if spec.NIC != nil {
-		tap, err := duplicate(spec.NIC.Tap)
+		tap, err := duplicate(spec.NIC.Tap, "tap")
 		if err != nil {
 			return p, err
 		}
 		p.NIC = &argNIC{FD: files.add(tap), MAC: strings.ToLower(spec.NIC.MAC)}
 	}
 	return p, nil
+}
+
+// openBoot adds the kernel and what belongs to it.
+func openBoot(p *argParams, spec vmm.Spec, files *fileSet) error {
+	kernel, err := openFor(spec.UID, "kernel", spec.Kernel)
+	if err != nil {
+		return err
+	}
+	p.KernelFD = files.add(kernel)
+	if spec.Initrd == "" {
+		return nil
+	}
+	initrd, err := openFor(spec.UID, "initrd", spec.Initrd)
+	if err != nil {
+		return err
+	}
+	p.InitrdFD = files.add(initrd)
+	return nil
 }
 
 func (d *Driver) cell(spec vmm.Spec, args []string, files fileSet) jail.Cell {
@@ -190,25 +213,11 @@ func (d *Driver) newVM(ctx context.Context, spec vmm.Spec, p *proc.Process) (*vm
 	v := &vm{
 		driver: d, spec: spec, accel: d.caps.Accel, proc: p,
 		console: console{log: log},
-		dialing: make(chan struct{}, 1),
+		dialing: make(chan struct{}, 1), still: make(chan struct{}, 1), loaded: make(chan string, 1),
 		closing: make(chan struct{}), done: make(chan struct{}), watched: make(chan struct{}),
 	}
 	v.spec.NIC = nil // the caller closes its tap
 	// The machine outlives the call that launched it.
 	go v.watch(context.WithoutCancel(ctx))
 	return v, nil
-}
-
-func duplicate(f *os.File) (*os.File, error) {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return nil, fmt.Errorf("take over tap: %w", err)
-	}
-	var dup *os.File
-	var dupErr error
-	err = conn.Control(func(fd uintptr) { dup, dupErr = dupFile(fd, "tap") })
-	if err = errors.Join(err, dupErr); err != nil {
-		return nil, fmt.Errorf("take over tap: %w", err)
-	}
-	return dup, nil
 }

@@ -118,9 +118,12 @@ func (b *bench) left(t testing.TB, spec vmm.Spec) (left []string) {
 	return append(append(left, groups...), more...)
 }
 
-func TestSuite(t *testing.T) {
-	b := newBench(t)
-	vmmtest.Run(t, vmmtest.Harness{
+func TestSuite(t *testing.T) { vmmtest.Run(t, newBench(t).harness()) }
+
+func TestSnapshots(t *testing.T) { vmmtest.RunSnapshots(t, newBench(t).harness()) }
+
+func (b *bench) harness() vmmtest.Harness {
+	return vmmtest.Harness{
 		Driver: func(t testing.TB) vmm.Driver { return b.driver },
 		Spec:   b.spec,
 		Crash: func(t testing.TB, m sandbox.Machine) {
@@ -131,7 +134,8 @@ func TestSuite(t *testing.T) {
 		Ended:  ended,
 		Left:   b.left,
 		LogMax: logMax,
-	})
+		FillMB: 40,
+	}
 }
 
 // ended waits for the end of a process, also one that nobody has reaped.

@@ -28,14 +28,18 @@ var update = flag.Bool("update", false, "write the golden files")
 func TestArgs(t *testing.T) {
 	full := argParams{
 		Name: "sb-0123456789abcdef", Accel: KVM, VCPUs: 4, MemoryMB: 2048, Cmdline: "quiet",
-		ControlFD: 4, ConsoleFD: 5, LinkFD: 6, JournalFD: 7, KernelFD: 8, InitrdFD: 9,
+		ControlFD: 4, ConsoleFD: 5, LinkFD: 6, JournalFD: 7, KernelFD: 8, InitrdFD: 9, MemoryFD: 13,
 		Disks: []argDisk{{FD: 10, Serial: "root", ReadOnly: true}, {FD: 11, Serial: "data", Discard: true}},
 		NIC:   &argNIC{FD: 12, MAC: "02:00:00:00:00:01"},
 	}
 	small := argParams{
-		Name: "a", Accel: TCG, VCPUs: 1, MemoryMB: 128, ControlFD: 4, ConsoleFD: 5, LinkFD: 6, JournalFD: 7, KernelFD: 8,
+		Name: "a", Accel: TCG, VCPUs: 1, MemoryMB: 128, ControlFD: 4, ConsoleFD: 5, LinkFD: 6, JournalFD: 7, KernelFD: 8, MemoryFD: 9,
 	}
-	for name, p := range map[string]argParams{"full": full, "small": small} {
+	restored := argParams{
+		Name: "r", Accel: TCG, VCPUs: 1, MemoryMB: 128, ControlFD: 4, ConsoleFD: 5, LinkFD: 6, JournalFD: 7, MemoryFD: 8, Private: true,
+		Disks: []argDisk{{FD: 9, Serial: "data", Discard: true}},
+	}
+	for name, p := range map[string]argParams{"full": full, "small": small, "restored": restored} {
 		got := strings.Join(buildArgs(p), "\n") + "\n"
 		golden := filepath.Join("testdata", name+".args")
 		if *update {
@@ -57,7 +61,7 @@ func TestArgs(t *testing.T) {
 // option of its own.
 func TestArgsQuote(t *testing.T) {
 	p := argParams{
-		Name: "x,debug-threads=on", Accel: TCG, Cmdline: "-no-such,option",
+		Name: "x,debug-threads=on", Accel: TCG, Cmdline: "-no-such,option", KernelFD: 4,
 		Disks: []argDisk{{Serial: "s,readonly=off"}}, NIC: &argNIC{MAC: "m,script=/x"},
 	}
 	args := strings.Join(buildArgs(p), "\n")

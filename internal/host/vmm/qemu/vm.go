@@ -31,12 +31,15 @@ type vm struct {
 	console console
 
 	dialing chan struct{} // holds a token while control is made
+	still   chan struct{} // holds a token while nothing may change the guest, or something does
+	loaded  chan string   // how a load ended; has room for it
 
 	mu       sync.Mutex
 	control  *qmp.Client   // nil: none yet; guarded by mu
 	tty      net.Conn      // of the console; guarded by mu
 	ttyEnd   chan struct{} // closed when tty is read to its end; guarded by mu
 	link     net.Conn      // guarded by mu
+	stale    []int         // sets of files that saves left in QEMU; guarded by mu
 	shutdown string        // the first reason told; guarded by mu
 	killed   bool          // guarded by mu
 	closed   bool          // guarded by mu
@@ -48,12 +51,19 @@ type vm struct {
 	exit      vmm.Exit      // set before done is closed
 }
 
-var _ vmm.VM = (*vm)(nil)
+var (
+	_ vmm.VM    = (*vm)(nil)
+	_ vmm.Saver = (*vm)(nil)
+)
 
-// begin connects everything and starts the vCPUs.
-func (v *vm) begin(ctx context.Context) error {
+// begin connects everything, then starts the vCPUs, or loads the state from the
+// descriptor state when there is one.
+func (v *vm) begin(ctx context.Context, state int) error {
 	if err := v.connect(ctx); err != nil {
 		return err
+	}
+	if state != 0 {
+		return v.load(ctx, state)
 	}
 	return v.command(ctx, "cont", nil)
 }
@@ -135,6 +145,12 @@ func (v *vm) dialControl(ctx context.Context) (*qmp.Client, error) {
 }
 
 func (v *vm) onEvent(e qmp.Event) {
+	if status := loadEnd(e); status != "" {
+		select {
+		case v.loaded <- status:
+		default: // the first one counts
+		}
+	}
 	reason := shutdownReason(e)
 	if reason == "" {
 		v.trimJournal()
@@ -195,11 +211,29 @@ func (v *vm) Pause(ctx context.Context) error {
 	return nil
 }
 
-// Resume starts the vCPUs.
+// Resume starts the vCPUs, after a Save that is going on.
 func (v *vm) Resume(ctx context.Context) error {
-	if err := v.command(ctx, "cont", nil); err != nil {
+	if err := v.resume(ctx); err != nil {
 		return fmt.Errorf("resume %s: %w", v.spec.ID, v.explain(ctx, err))
 	}
+	return nil
+}
+
+func (v *vm) resume(ctx context.Context) error {
+	if err := v.hold(ctx); err != nil {
+		return err
+	}
+	defer v.release()
+	c, err := v.client(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, controlTime)
+	defer cancel()
+	if err := c.Execute(ctx, "cont", nil, nil); err != nil {
+		return err
+	}
+	v.dropStale(ctx, c)
 	return nil
 }
 
@@ -256,8 +290,13 @@ func (v *vm) Exit() vmm.Exit {
 }
 
 // DialLink connects to the guest's port; see vmm.VM. QEMU accepts one client
-// at a time, so the one before is closed first.
+// at a time, so the one before is closed first. It tells the guest, so that it
+// has to wait for a Save.
 func (v *vm) DialLink(ctx context.Context) (net.Conn, error) {
+	if err := v.hold(ctx); err != nil {
+		return nil, fmt.Errorf("link of %s: %w", v.spec.ID, err)
+	}
+	defer v.release()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	select {

@@ -36,6 +36,10 @@ type Harness struct {
 	Left func(t testing.TB, spec vmm.Spec) []string
 	// LogMax is the bound of each log, in bytes.
 	LogMax int64
+	// FillMB is how much of its memory a guest fills with a pattern, in MB, for
+	// RunSnapshots. Nearly three times as much must fit into a guest that has
+	// 64 MB more than Spec says.
+	FillMB int
 }
 
 // Run runs the suite.

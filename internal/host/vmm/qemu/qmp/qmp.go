@@ -22,6 +22,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hutch-run/hutch/internal/fault"
 )
 
@@ -53,6 +55,7 @@ type Client struct {
 	err     error         // set before done is closed
 
 	writing chan struct{} // holds a token while a command is written
+	passing chan struct{} // holds a token while a command with a file runs
 
 	mu      sync.Mutex
 	next    uint64                  // guarded by mu
@@ -76,7 +79,7 @@ type message struct {
 func New(ctx context.Context, conn net.Conn, onEvent func(Event)) (*Client, error) {
 	c := &Client{
 		conn: conn, in: bufio.NewReader(conn), onEvent: onEvent,
-		done: make(chan struct{}), writing: make(chan struct{}, 1), waiting: map[uint64]chan message{},
+		done: make(chan struct{}), writing: make(chan struct{}, 1), passing: make(chan struct{}, 1), waiting: map[uint64]chan message{},
 	}
 	if err := c.greet(ctx); err != nil {
 		conn.Close()
@@ -172,6 +175,23 @@ func (c *Client) dispatch(m message) {
 // A refusal by QEMU is an *Error; a lost connection is a fault.Unavailable.
 // When ctx ends first the command may still be carried out.
 func (c *Client) Execute(ctx context.Context, command string, arguments, result any) error {
+	return c.execute(ctx, command, arguments, nil, result)
+}
+
+// Pass runs a command that takes over an open file, such as add-fd; see
+// Execute. QEMU gets a duplicate. The connection must be a unix socket. QEMU
+// keeps only the last file that came, so one such command runs at a time.
+func (c *Client) Pass(ctx context.Context, f *os.File, command string, arguments, result any) error {
+	select {
+	case c.passing <- struct{}{}:
+		defer func() { <-c.passing }()
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", command, ctx.Err())
+	}
+	return c.execute(ctx, command, arguments, f, result)
+}
+
+func (c *Client) execute(ctx context.Context, command string, arguments any, f *os.File, result any) error {
 	answer := make(chan message, 1)
 	c.mu.Lock()
 	c.next++
@@ -191,7 +211,7 @@ func (c *Client) Execute(ctx context.Context, command string, arguments, result 
 	if err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}
-	if err := c.write(ctx, append(line, '\n')); err != nil {
+	if err := c.write(ctx, append(line, '\n'), f); err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}
 	select {
@@ -222,9 +242,9 @@ func decode(command string, m message, result any) error {
 	return nil
 }
 
-// write writes a whole line, or gives the connection up: half a command would
-// spoil all later ones.
-func (c *Client) write(ctx context.Context, line []byte) error {
+// write writes a whole line, with a file if there is one, or gives the
+// connection up: half a command would spoil all later ones.
+func (c *Client) write(ctx context.Context, line []byte, f *os.File) error {
 	select {
 	case c.writing <- struct{}{}:
 		defer func() { <-c.writing }()
@@ -238,7 +258,7 @@ func (c *Client) write(ctx context.Context, line []byte) error {
 		defer close(fired)
 		c.conn.SetWriteDeadline(time.Unix(1, 0))
 	})
-	n, err := c.conn.Write(line)
+	n, err := c.send(line, f)
 	if !stop() {
 		<-fired
 		// The deadline is for this command only.
@@ -253,6 +273,23 @@ func (c *Client) write(ctx context.Context, line []byte) error {
 		return errors.Join(ctx.Err(), c.lost())
 	}
 	return nil
+}
+
+// send writes line. A file goes with its first byte.
+func (c *Client) send(line []byte, f *os.File) (int, error) {
+	if f == nil {
+		return c.conn.Write(line)
+	}
+	conn, ok := c.conn.(*net.UnixConn)
+	if !ok {
+		return 0, errors.New("the connection carries no files")
+	}
+	n, _, err := conn.WriteMsgUnix(line, unix.UnixRights(int(f.Fd())), nil)
+	if err != nil || n == len(line) {
+		return n, err
+	}
+	rest, err := conn.Write(line[n:])
+	return n + rest, err
 }
 
 func (c *Client) lost() error {

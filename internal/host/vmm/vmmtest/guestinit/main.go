@@ -47,7 +47,11 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	g := guest{initAt: time.Duration(up.Nano()), readyAt: uptime()}
+	memory, err := unix.Mmap(-1, 0, testguest.MaxMB<<20+4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return fmt.Errorf("map memory: %w", err)
+	}
+	g := guest{initAt: time.Duration(up.Nano()), readyAt: uptime(), memory: memory}
 	fmt.Fprintln(os.Stdout, "guestinit: ready")
 	for {
 		f, err := os.OpenFile(port, os.O_RDWR, 0)
@@ -95,7 +99,18 @@ func uptime() time.Duration {
 	return time.Duration(up.Nano())
 }
 
-type guest struct{ initAt, readyAt time.Duration }
+type guest struct {
+	initAt, readyAt time.Duration
+	memory          memory
+}
+
+// memory is plain memory of this process.
+type memory []byte
+
+func (m memory) ReadAt(p []byte, at int64) (int, error)  { return copy(p, m[at:]), nil }
+func (m memory) WriteAt(p []byte, at int64) (int, error) { return copy(m[at:], p), nil }
+
+func (g guest) Memory() testguest.Memory { return g.memory }
 
 func (guest) Spam(n int) error {
 	line := bytes.Repeat([]byte("spam "), 16)

@@ -8,7 +8,8 @@
 //
 // Every request and every answer is one line. An answer starts with the
 // request's token, so that a caller skips what a connection before it left
-// behind: "<token> <command> [argument]" is answered by "<token> <text>".
+// behind: "<token> <command> [argument]" is answered by "<token> <text>". A
+// request that comes again is answered again, and not carried out again.
 package testguest
 
 import (
@@ -28,6 +29,8 @@ type Machine interface {
 	Spam(n int) error
 	// Query answers a question about the guest: "cpus", "memory", "disks".
 	Query(what string) (string, error)
+	// Memory is what "fill", "check" and notes are about.
+	Memory() Memory
 	// End ends the guest: "poweroff", "panic" or "reboot". It does not return
 	// in a real guest.
 	End(how string) error
@@ -39,15 +42,19 @@ func Serve(rw io.ReadWriter, m Machine) error {
 	in := bufio.NewScanner(rw)
 	in.Buffer(make([]byte, 4096), maxLine)
 	last := "" // how to end the guest when the connection does
+	var before, answer string
 	for in.Scan() {
 		token, rest, _ := strings.Cut(in.Text(), " ")
 		command, argument, _ := strings.Cut(rest, " ")
 		if command == "later" {
 			last, command = argument, "echo"
 		}
-		answer, err := run(m, command, argument)
-		if err != nil {
-			answer = "error: " + err.Error()
+		if token != before {
+			var err error
+			if answer, err = run(m, command, argument); err != nil {
+				answer = "error: " + err.Error()
+			}
+			before = token
 		}
 		if _, err := fmt.Fprintf(rw, "%s %s\n", token, answer); err != nil {
 			return err
@@ -74,6 +81,18 @@ func run(m Machine, command, argument string) (string, error) {
 			return "", err
 		}
 		return "spammed", m.Spam(n)
+	case "fill":
+		var mb, seed uint64
+		if _, err := fmt.Sscan(argument, &mb, &seed); err != nil {
+			return "", err
+		}
+		return "filled", fill(m.Memory(), mb, seed)
+	case "check":
+		return check(m.Memory())
+	case "note":
+		return "noted", note(m.Memory(), argument)
+	case "noted":
+		return noted(m.Memory())
 	case "poweroff", "panic", "reboot":
 		return "ending", m.End(command)
 	}
