@@ -95,6 +95,7 @@ func machineArgs(a Accel) []string {
 	args := []string{
 		"-machine", machineType + ",smm=off,hpet=off,sata=off,smbus=off,i8042=off,vmport=off,usb=off,dump-guest-core=off,suppress-vmdesc=on,memory-backend=ram",
 		"-global", "migration.send-configuration=off",
+		"-global", "ICH9-LPC.disable_s3=1", // a guest that wakes up goes through the firmware
 	}
 	if a == KVM {
 		return append(args, "-accel", "kvm", "-cpu", cpuArg(a))

@@ -89,6 +89,11 @@ func standing(ctx context.Context, c *qmp.Client) error {
 	return nil
 }
 
+// quietTurns is how many answers in a row must find the link closed. Each is a
+// turn of QEMU's main loop, which sees in one turn that a connection was made,
+// and in the next that it has ended: so none waits unseen.
+const quietTurns = 4
+
 // cutLink closes the link, and waits until QEMU has seen that and told the
 // guest, which it does by writing to its memory.
 func (v *vm) cutLink(ctx context.Context, c *qmp.Client) error {
@@ -100,18 +105,18 @@ func (v *vm) cutLink(ctx context.Context, c *qmp.Client) error {
 	v.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, controlTime)
 	defer cancel()
-	for {
+	for quiet := 0; quiet < quietTurns; quiet++ {
 		var all []struct{ Label, Filename string }
 		if err := c.Execute(ctx, "query-chardev", nil, &all); err != nil {
 			return fmt.Errorf("close the link: %w", err)
 		}
 		for _, x := range all {
-			// Each question is a turn of the loop that sees the end too.
-			if x.Label == linkChardev && strings.HasPrefix(x.Filename, "disconnected:") {
-				return nil
+			if x.Label == linkChardev && !strings.HasPrefix(x.Filename, "disconnected:") {
+				quiet = -1
 			}
 		}
 	}
+	return nil
 }
 
 // describe says what the machine is. It asks, because an adopted QEMU may be

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -96,15 +98,24 @@ func (h stateHeader) fits(spec vmm.Spec, here vmm.Caps) error {
 	for _, c := range []struct{ what, saved, now string }{
 		{"machine type", h.Machine, here.Machine},
 		{"accelerator", h.Accel, here.Accel},
-		{"processor", h.CPU, here.CPU},
-		{"vcpus", fmt.Sprint(h.VCPUs), fmt.Sprint(spec.VCPUs)},
+		{"number of vcpus", fmt.Sprint(h.VCPUs), fmt.Sprint(spec.VCPUs)},
 		{"memory in MB", fmt.Sprint(h.MemoryMB), fmt.Sprint(spec.MemoryMB)},
 	} {
 		if c.saved != c.now {
-			return fault.New(fault.Precondition, "the state does not fit: %s was %s and is %s now", c.what, c.saved, c.now)
+			return fault.New(fault.Precondition, "the state does not fit: its %s is %s, here it is %s", c.what, c.saved, c.now)
 		}
 	}
+	if h.CPU != here.CPU {
+		return fault.New(fault.Precondition, "the state does not fit: its processor has %q that this one has not, and not %q",
+			missing(h.CPU, here.CPU), missing(here.CPU, h.CPU))
+	}
 	return nil
+}
+
+// missing returns the words of a that b has not.
+func missing(a, b string) []string {
+	have := strings.Fields(b)
+	return slices.DeleteFunc(strings.Fields(a), func(w string) bool { return slices.Contains(have, w) })
 }
 
 // sealedFile returns a file in RAM with just these bytes that nobody can

@@ -23,7 +23,7 @@ func RunSnapshots(t *testing.T, h Harness) {
 	from := s.saveOne(t)
 	for name, f := range map[string]func(*testing.T, saved){
 		"Refused": s.restoreRefused, "Cancelled": s.restoreCancelled, "Adopt": s.adoptRestored,
-		"SaveRefused": s.saveRefused, "SaveCancelled": s.saveCancelled, "KillDuringSave": s.killDuringSave,
+		"LinkUnderSave": s.linkUnderSave, "SaveRefused": s.saveRefused, "SaveCancelled": s.saveCancelled, "KillDuringSave": s.killDuringSave,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, from) })
 	}
@@ -96,6 +96,9 @@ func (s suite) copies(t *testing.T) {
 	ask(t, ctx, g, "echo up")
 	pause(t, ctx, source)
 	first := s.save(t, ctx, source, spec)
+	if _, err := g.Ask(ctx, "echo up"); err == nil {
+		t.Error("the link is open after a save")
+	}
 	template := first.load(t, true)
 	before := digest(t, template)
 	from := vmm.Saved{State: first.state, Memory: template}
@@ -110,10 +113,9 @@ func (s suite) copies(t *testing.T) {
 		s.answers(t, ctx, v, "query disks", "root=READONLY,ro data=WRITABLE,rw")
 		s.answers(t, ctx, v, "note "+name, "noted")
 	}
-	// All that a guest can write, a second time for pages that are its own.
-	for _, seed := range []int{8, 9} {
-		s.answers(t, ctx, a, fmt.Sprint("fill ", much, " ", seed), "filled")
-	}
+	// Nearly all that a guest can write, some of it over pages of its own.
+	s.answers(t, ctx, a, fmt.Sprint("fill ", some, " 8"), "filled")
+	s.answers(t, ctx, a, fmt.Sprint("fill ", much, " 9"), "filled")
 	s.answers(t, ctx, a, "check", fmt.Sprint("ok ", much, " 9"))
 	resume(t, ctx, source)
 	for v, want := range map[vmm.VM]string{source: "source", a: "a", b: "b"} {
@@ -287,6 +289,49 @@ func (s suite) adoptRestored(t *testing.T, from saved) {
 	resume(t, ctx, v)
 	s.answers(t, ctx, v, "noted", "adopted")
 	s.answers(t, ctx, v, "check", "ok 8 1")
+}
+
+// linkUnderSave opens and closes the link and writes to it all the time, also
+// while the machine is paused and saved: what was saved is whole.
+func (s suite) linkUnderSave(t *testing.T, from saved) {
+	ctx, spec := s.begin(t)
+	v := s.restore(t, ctx, spec, vmm.Saved{State: from.state, Memory: from.load(t, true)})
+	for range 5 {
+		resume(t, ctx, v)
+		stop := make(chan struct{})
+		var wait sync.WaitGroup
+		wait.Go(func() { hammer(t, ctx, v, stop) })
+		running(t, ctx, v, true)
+		pause(t, ctx, v)
+		next := s.save(t, ctx, v, spec)
+		close(stop)
+		wait.Wait()
+		end(t, v)
+		v = s.restore(t, ctx, spec, vmm.Saved{State: next.state, Memory: next.load(t, true)})
+	}
+	resume(t, ctx, v)
+	s.answers(t, ctx, v, "check", "ok 8 1")
+}
+
+// hammer opens the link until stop is closed.
+func hammer(t *testing.T, ctx context.Context, v vmm.VM, stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		conn, err := v.DialLink(ctx)
+		if fault.Is(err, fault.Unavailable) {
+			continue // too many wait already
+		}
+		if err != nil {
+			t.Errorf("link: %v", err)
+			return
+		}
+		conn.Write([]byte("t0 echo hammer\n")) // may be closed by a save
+		conn.Close()
+	}
 }
 
 // saveRefused saves a machine that runs, and one that is gone.
