@@ -3,43 +3,16 @@ package process
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/hutch-run/hutch/internal/guest/account"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
-
-// cgroupRoot returns a fresh cgroup2 directory, removed after the test.
-func cgroupRoot(t testing.TB) string {
-	t.Helper()
-	for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		var st unix.Statfs_t
-		if unix.Statfs(mount, &st) != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
-			continue
-		}
-		dir := filepath.Join(mount, fmt.Sprintf("hutch-test-%d-%d", os.Getpid(), time.Now().UnixNano()))
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatalf("make cgroup: %v", err)
-		}
-		t.Cleanup(func() {
-			if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
-				t.Errorf("cgroup of the test not empty: %v", err)
-			}
-		})
-		return dir
-	}
-	t.Fatal("no cgroup2 filesystem is mounted: these tests need one (any empty tree will do)")
-	return ""
-}
 
 // newTable returns a table with cgroups that the test's end closes.
 func newTable(t testing.TB, change func(*Params)) *Table {
@@ -48,7 +21,7 @@ func newTable(t testing.TB, change func(*Params)) *Table {
 	testenv.CheckGoroutines(t)
 	p := Params{
 		Log: slog.New(slog.DiscardHandler), Accounts: account.NewFiles("/"),
-		Defaults: account.Fixed{EnvMap: map[string]string{"SANDBOX": "yes"}}, CgroupRoot: cgroupRoot(t),
+		Defaults: account.Fixed{EnvMap: map[string]string{"SANDBOX": "yes"}}, CgroupRoot: testenv.Cgroup(t),
 	}
 	if change != nil {
 		change(&p)
