@@ -115,7 +115,7 @@ func TestShutdown(t *testing.T) {
 
 // An agent that was killed leaves trees; the next one knows them.
 func TestTreesOfAnEarlierAgent(t *testing.T) {
-	root := cgroupRoot(t)
+	root := testenv.Cgroup(t)
 	use := func(p *Params) { _ = unix.Rmdir(p.CgroupRoot); p.CgroupRoot = root }
 	first := newTable(t, use)
 	_, sub := start(t, first, shell("sleep 1000 & echo $!"))

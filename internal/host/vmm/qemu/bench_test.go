@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/host/vmm"
 	"github.com/hutch-run/hutch/internal/host/vmm/vmmtest"
 )
 
@@ -137,6 +138,45 @@ func benchSnapshot(b *testing.B, mb int) {
 	b.ReportMetric(ms(stats.MemoryTime), "memory-save-ms")
 	b.ReportMetric(float64(stats.StateBytes)/1024, "state-KB")
 	b.ReportMetric(float64(stats.MemoryBytes)/(1<<20), "memory-MB")
+}
+
+// BenchmarkIdleCopies measures what each of ten copies of one machine costs in
+// memory, after its guest has answered once.
+func BenchmarkIdleCopies(b *testing.B) {
+	const copies = 10
+	w := newBench(b)
+	spec := w.spec(b)
+	from, _ := w.saveGuest(b, spec)
+	sums := map[string]float64{}
+	n := 0
+	for b.Loop() {
+		var vms []vmm.VM
+		for range copies {
+			v, err := w.driver.Restore(b.Context(), w.spec(b), from)
+			if err != nil {
+				b.Fatal(err)
+			}
+			vms = append(vms, v)
+			if err := v.Resume(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			answer(b, b.Context(), v, "echo up")
+		}
+		b.StopTimer()
+		for _, v := range vms {
+			n++
+			for name, mb := range memoryMB(b, v.Machine().Process.PID) {
+				sums[name] += mb
+			}
+		}
+		for _, v := range vms {
+			end(b, v)
+		}
+		b.StartTimer()
+	}
+	for name, sum := range sums {
+		b.ReportMetric(sum/float64(n), name)
+	}
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
