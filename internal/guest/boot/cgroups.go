@@ -11,7 +11,9 @@ import (
 const (
 	CgroupRoot = "/sys/fs/cgroup"
 	// AgentCgroup holds PID 1 and the server. Its memory is protected.
-	AgentCgroup = CgroupRoot + "/agent"
+	AgentCgroup = CgroupRoot + "/" + AgentCgroupName
+	// AgentCgroupName is its name in CgroupRoot.
+	AgentCgroupName = "agent"
 	// ProcessCgroup is the parent of one cgroup for each process tree that a
 	// caller started.
 	ProcessCgroup = CgroupRoot + "/hutch"

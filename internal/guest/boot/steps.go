@@ -19,6 +19,9 @@ const (
 	runDir     = "/run/hutch" // after the switch; keeps the data disk visible
 )
 
+// DataDir is where the data disk is seen after the boot.
+const DataDir = runDir + "/data"
+
 // BoundDirs are kept on the data disk itself rather than on the overlay,
 // because an overlay can't be the upper layer of another one, and Docker and
 // Kubernetes make overlays there.
@@ -160,7 +163,7 @@ func moveMounts() error {
 			return &os.PathError{Op: "move mount", Path: d, Err: err}
 		}
 	}
-	data := newRoot + runDir + "/data"
+	data := newRoot + DataDir
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return err
 	}

@@ -30,6 +30,8 @@ type Params struct {
 	// tree gets its own, /sys/fs/cgroup/hutch in a guest. Empty: none, see the
 	// package's words on trees.
 	CgroupRoot string
+	// Gate says when programs may start. Nil: at any time.
+	Gate Gate
 	// Retain is the output kept of each stream, in bytes: 256 KiB.
 	Retain int
 	// RetainAll bounds the retained output of all programs together: 32 MiB.
@@ -47,9 +49,26 @@ type Params struct {
 	Stall time.Duration
 }
 
+// Gate holds starts up.
+type Gate interface {
+	// Enter waits until a program may start. A nil error is followed by Leave
+	// when it has, or has failed to.
+	Enter(ctx context.Context) error
+	Leave()
+}
+
+// openGate is a Gate that holds nothing up.
+type openGate struct{}
+
+func (openGate) Enter(context.Context) error { return nil }
+func (openGate) Leave()                      {}
+
 func (p *Params) setDefaults() error {
 	if p.Log == nil || p.Accounts == nil || p.Defaults == nil {
 		return errors.New("process table: log, accounts and defaults are needed")
+	}
+	if p.Gate == nil {
+		p.Gate = openGate{}
 	}
 	p.Retain = cmp.Or(p.Retain, 256<<10)
 	p.RetainAll = cmp.Or(p.RetainAll, 32<<20)
@@ -117,6 +136,10 @@ func New(params Params) (*Table, error) {
 // its output from the first byte. Close the subscription; the program goes on.
 // ctx bounds the start only.
 func (t *Table) Start(ctx context.Context, spec Spec) (*Process, *Subscription, error) {
+	if err := t.params.Gate.Enter(ctx); err != nil {
+		return nil, nil, err
+	}
+	defer t.params.Gate.Leave()
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
 	}

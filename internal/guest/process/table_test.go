@@ -1,6 +1,7 @@
 package process
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strconv"
@@ -150,5 +151,38 @@ func TestCgroupRootMustBeOne(t *testing.T) {
 	_, err := New(Params{Log: tabLog(), Accounts: account.NewFiles("/"), Defaults: account.Fixed{}, CgroupRoot: t.TempDir()})
 	if err == nil || !strings.Contains(err.Error(), "not on a cgroup2 filesystem") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// countingGate refuses or lets in, and counts who is inside.
+type countingGate struct {
+	err    error
+	inside int
+}
+
+func (g *countingGate) Enter(context.Context) error {
+	if g.err == nil {
+		g.inside++
+	}
+	return g.err
+}
+
+func (g *countingGate) Leave() { g.inside-- }
+
+func TestStartsPassTheGate(t *testing.T) {
+	gate := &countingGate{err: fault.New(fault.Unavailable, "not now")}
+	tab := newTable(t, func(p *Params) { p.Gate = gate })
+	spec := shell("true")
+	spec.Tag = "one"
+	if _, _, err := tab.Start(testenv.Context(t), spec); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("a shut gate: %v", err)
+	}
+	gate.err = nil
+	_, sub := start(t, tab, spec) // the tag is free
+	if collect(t, sub).exit.Code != 0 || gate.inside != 0 {
+		t.Errorf("%d starts are inside after one", gate.inside)
+	}
+	if _, _, err := tab.Start(testenv.Context(t), Spec{}); err == nil || gate.inside != 0 {
+		t.Errorf("%d starts are inside after one that failed: %v", gate.inside, err)
 	}
 }
