@@ -16,6 +16,9 @@ const (
 	// stepFrom is the difference from which slewing would take too long: the
 	// kernel slews 0.5 ms a second, so that a second takes 33 minutes.
 	stepFrom = time.Second
+	// forceFrom is what a difference must reach to be acted on while no program
+	// can see the clock jump. It is about what a message takes.
+	forceFrom = 5 * time.Millisecond
 )
 
 // Times outside of this range are no answer of a clock that was ever set.
@@ -93,7 +96,13 @@ func New(k Kernel, log *slog.Logger) *Clock { return &Clock{kernel: k, log: log}
 // on average; being wrong by up to half a second then, it never slews, and
 // only differences above 1 s step. So a clock is never set back by the
 // rounding of the message alone. A time that no clock can show is Invalid.
-func (c *Clock) Sync(host HostTime) (Result, error) {
+func (c *Clock) Sync(host HostTime) (Result, error) { return c.sync(host, decide) }
+
+// Force is Sync for a guest in which no program runs: it steps from 5 ms on,
+// and never slews. A time in whole seconds is treated as by Sync.
+func (c *Clock) Force(host HostTime) (Result, error) { return c.sync(host, decideForced) }
+
+func (c *Clock) sync(host HostTime, decide func(guest, host time.Time, exact bool) Result) (Result, error) {
 	if host.Secs == 0 && host.Nanos == 0 {
 		return Result{Action: None}, nil
 	}
@@ -133,6 +142,15 @@ func (h HostTime) time() (time.Time, error) {
 		return time.Time{}, fault.BadField("timestamp_nanos", "%d is not between 0 and 999999999", h.Nanos)
 	}
 	return time.Unix(h.Secs, int64(h.Nanos)), nil
+}
+
+// decideForced is the rule of Force.
+func decideForced(guest, host time.Time, exact bool) Result {
+	r := decide(guest, host, exact)
+	if exact && r.Offset.Abs() >= forceFrom {
+		r.Action = Stepped
+	}
+	return r
 }
 
 // decide is the whole rule, see Sync.

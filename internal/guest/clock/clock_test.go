@@ -84,6 +84,34 @@ func TestExactTimes(t *testing.T) {
 	}
 }
 
+// TestForce is about a guest in which nobody sees the clock jump.
+func TestForce(t *testing.T) {
+	told := time.Unix(second, 250_000_000)
+	for _, tc := range []struct {
+		host   HostTime
+		offset time.Duration
+		want   Action
+	}{
+		{HostTime{Secs: second, Nanos: 250_000_000, Exact: true}, 5*time.Millisecond - 1, None},
+		{HostTime{Secs: second, Nanos: 250_000_000, Exact: true}, 5 * time.Millisecond, Stepped},
+		{HostTime{Secs: second, Nanos: 250_000_000, Exact: true}, 500 * time.Millisecond, Stepped},
+		{HostTime{Secs: second, Nanos: 250_000_000, Exact: true}, time.Hour, Stepped},
+		{HostTime{Secs: second}, 200 * time.Millisecond, None}, // a guess
+		{HostTime{}, time.Hour, None},
+	} {
+		for _, offset := range []time.Duration{tc.offset, -tc.offset} {
+			k := &pretend{now: told.Add(offset)}
+			got, err := New(k, quiet).Force(tc.host)
+			if err != nil || got.Action != tc.want || len(k.slew) != 0 {
+				t.Errorf("%+v, offset %v: %v, %v, slews %v", tc.host, offset, got, err, k.slew)
+			}
+			if tc.want == Stepped && !k.now.Equal(told) {
+				t.Errorf("offset %v: stepped to %v", offset, k.now)
+			}
+		}
+	}
+}
+
 // TestWholeSeconds walks a guest clock past a host that says only second.
 func TestWholeSeconds(t *testing.T) {
 	for _, tc := range []struct {

@@ -48,7 +48,20 @@ func checkNames(c Config) error {
 	if c.MachineID != "" && (len(c.MachineID) != 32 || strings.Trim(c.MachineID, "0123456789abcdef") != "") {
 		return fault.BadField("machine_id", "%q is not 32 lower-case hex digits", c.MachineID)
 	}
+	if c.BootID != "" && !isUUID(c.BootID) {
+		return fault.BadField("boot_id", "%q is no lower-case UUID", c.BootID)
+	}
 	return nil
+}
+
+func isUUID(s string) bool {
+	for i, r := range s {
+		hyphen := i == 8 || i == 13 || i == 18 || i == 23
+		if hyphen != (r == '-') || (!hyphen && !strings.ContainsRune("0123456789abcdef", r)) {
+			return false
+		}
+	}
+	return len(s) == 36
 }
 
 func isHostLabel(s string) bool {

@@ -4,7 +4,8 @@
 // eth0, the fresh entropy, and the defaults (environment, user, directory) of
 // every command. One call sets all of it, the same after a cold boot and after
 // a restore, when the guest wakes up with the identity of the sandbox that the
-// snapshot was taken of; repeating it changes nothing.
+// snapshot was taken of; repeating it changes nothing. A copy of a running guest is also given a boot id,
+// which programs read in the place of the kernel's.
 //
 // It never overwrites a file of the image that says something: hosts and
 // resolv.conf are written only where they are missing, blank or dangling

@@ -155,12 +155,11 @@ func (i *Identity) read(name string) (content, error) {
 	return found, nil
 }
 
-// bootID returns the id of this boot.
-func bootID(root string) (string, error) {
-	const path = "/proc/sys/kernel/random/boot_id"
-	f, err := rootfs.Open(root, path)
+// readBootID returns the id of this boot.
+func readBootID(root string) (string, error) {
+	f, err := rootfs.Open(root, bootIDPath)
 	if err != nil {
-		return "", &fs.PathError{Op: "open", Path: path, Err: err}
+		return "", &fs.PathError{Op: "open", Path: bootIDPath, Err: err}
 	}
 	defer f.Close()
 	raw, err := io.ReadAll(io.LimitReader(f, 64))

@@ -21,7 +21,15 @@ type Config struct {
 	// Host is the host's time at sending.
 	Host clock.HostTime
 	// Entropy is random bytes for the kernel's generator, at least 32.
+	// Configure overwrites them: memory that is copied later must not tell what
+	// the generator was given.
 	Entropy []byte
+	// BootID is a lower-case UUID that this boot is known by from now on. Each
+	// copy of a running guest is given one of its own.
+	BootID string
+	// Still: no program runs until Configure has returned, so none sees the
+	// clock jump.
+	Still bool
 	// Env, User and Cwd replace the defaults, also when empty.
 	Env  map[string]string
 	User string
@@ -41,6 +49,8 @@ type Network struct {
 type Facts struct {
 	Kernel string // release
 	BootID string
+	// Renamed: the boot id was another one before.
+	Renamed bool
 	// Warnings are what went wrong without stopping the configuration.
 	Warnings []string
 }
@@ -54,6 +64,9 @@ type Kernel interface {
 	// AddEntropy mixes seed into the random generator, counts it as random,
 	// and makes the generator use it from now on.
 	AddEntropy(seed []byte) error
+	// SetBootID makes programs read id as the boot id. Repeating it changes
+	// nothing.
+	SetBootID(id string) error
 }
 
 // Links is the network as this package uses it. Both methods bring about a
@@ -70,6 +83,8 @@ type Links interface {
 // Clock takes the host's time.
 type Clock interface {
 	Sync(host clock.HostTime) (clock.Result, error)
+	// Force is Sync while no program can see the clock jump.
+	Force(host clock.HostTime) (clock.Result, error)
 }
 
 // Params are what an Identity is made of.
@@ -92,6 +107,8 @@ type Identity struct {
 	env  map[string]string // replaced, never changed
 	user string
 	cwd  string
+
+	bootID string // as the host gave it; guarded by configure
 }
 
 // New returns the Identity of a guest that nobody has configured yet.
@@ -122,13 +139,13 @@ func (i *Identity) Configure(ctx context.Context, c Config) (Facts, error) {
 	}
 	// Randomness first: until then, all clones of a snapshot draw the same.
 	if len(c.Entropy) > 0 {
-		if err := i.p.Kernel.AddEntropy(c.Entropy); err != nil {
+		err := i.p.Kernel.AddEntropy(c.Entropy)
+		clear(c.Entropy)
+		if err != nil {
 			return Facts{}, fmt.Errorf("reseed random generator: %w", err)
 		}
 	}
-	if _, err := i.p.Clock.Sync(c.Host); err != nil {
-		warn(err)
-	}
+	warn(i.setClock(c))
 	if err := i.setHostname(c.ID); err != nil {
 		return Facts{}, err
 	}
@@ -140,11 +157,34 @@ func (i *Identity) Configure(ctx context.Context, c Config) (Facts, error) {
 	if facts.Kernel, err = i.p.Kernel.Release(); err != nil {
 		return Facts{}, fmt.Errorf("read kernel release: %w", err)
 	}
-	if facts.BootID, err = bootID(i.p.Root); err != nil {
-		warn(err)
-	}
+	i.nameBoot(c, &facts, warn)
 	i.p.Log.Info("configured", "id", c.ID, "address", c.Network.Address, "warnings", facts.Warnings)
 	return facts, nil
+}
+
+func (i *Identity) setClock(c Config) error {
+	set := i.p.Clock.Sync
+	if c.Still {
+		set = i.p.Clock.Force
+	}
+	_, err := set(c.Host)
+	return err
+}
+
+// nameBoot finds out how this boot is called, and calls it otherwise if asked
+// to. That programs can't be shown the new name is a warning: the host knows it.
+func (i *Identity) nameBoot(c Config, facts *Facts, warn func(error)) {
+	now, err := i.bootID, error(nil)
+	if now == "" {
+		now, err = readBootID(i.p.Root)
+		warn(err)
+	}
+	facts.BootID = now
+	if c.BootID == "" || c.BootID == now {
+		return
+	}
+	warn(i.p.Kernel.SetBootID(c.BootID))
+	i.bootID, facts.BootID, facts.Renamed = c.BootID, c.BootID, true
 }
 
 func (i *Identity) setHostname(name string) error {

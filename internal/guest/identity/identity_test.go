@@ -32,8 +32,10 @@ type machine struct {
 	entropy   [][]byte
 	links     []LinkParams
 	host      []clock.HostTime
+	forced    []clock.HostTime
+	bootIDs   []string
 
-	entropyErr, hostnameErr, linkErr, clockErr error
+	bootIDErr, entropyErr, hostnameErr, linkErr, clockErr error
 }
 
 func (m *machine) Release() (string, error)  { return "6.1.0-test", nil }
@@ -46,7 +48,7 @@ func (m *machine) SetHostname(name string) error {
 }
 
 func (m *machine) AddEntropy(seed []byte) error {
-	m.entropy = append(m.entropy, seed)
+	m.entropy = append(m.entropy, bytes.Clone(seed)) // the caller's is overwritten
 	return m.entropyErr
 }
 
@@ -58,6 +60,16 @@ func (m *machine) Apply(p LinkParams) error {
 func (m *machine) Sync(host clock.HostTime) (clock.Result, error) {
 	m.host = append(m.host, host)
 	return clock.Result{}, m.clockErr
+}
+
+func (m *machine) Force(host clock.HostTime) (clock.Result, error) {
+	m.forced = append(m.forced, host)
+	return clock.Result{}, m.clockErr
+}
+
+func (m *machine) SetBootID(id string) error {
+	m.bootIDs = append(m.bootIDs, id)
+	return m.bootIDErr
 }
 
 func newIdentity(root string, m *machine) *Identity {
@@ -233,6 +245,64 @@ func TestAnotherSandbox(t *testing.T) {
 	}
 }
 
+// TestACopy is told its boot id again and again, by the server that was there
+// and by one that was started since.
+func TestACopy(t *testing.T) {
+	const copyID, nextID = "0b3f1c52-6a9d-4e0f-8d21-5c7e9a1b2c3d", "ffffffff-6a9d-4e0f-8d21-5c7e9a1b2c3d"
+	root := tree(t, nil)
+	m := &machine{}
+	i := newIdentity(root, m)
+	configure := func(id string) Facts {
+		t.Helper()
+		c := config()
+		c.BootID, c.Still = id, true
+		facts, err := i.Configure(testenv.Context(t), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(c.Entropy, make([]byte, 32)) {
+			t.Error("the entropy is left in memory")
+		}
+		return facts
+	}
+	for _, step := range []struct {
+		tell, want string
+		renamed    bool
+	}{
+		{"", "0c4d-boot", false},
+		{copyID, copyID, true},
+		{copyID, copyID, false},
+		{"", copyID, false},
+		{nextID, nextID, true},
+	} {
+		if f := configure(step.tell); f.BootID != step.want || f.Renamed != step.renamed || len(f.Warnings) != 0 {
+			t.Errorf("told %q: %+v", step.tell, f)
+		}
+	}
+	if diff := cmp.Diff([]string{copyID, nextID}, m.bootIDs); diff != "" {
+		t.Errorf("boot ids (-want +got):\n%s", diff)
+	}
+	if len(m.forced) != 5 || len(m.host) != 0 {
+		t.Errorf("the clock was forced %d times, synced %d times", len(m.forced), len(m.host))
+	}
+
+	tree := filepath.Join(root, bootIDPath)
+	if err := os.WriteFile(tree, []byte(nextID+"\n"), 0o644); err != nil { // as it was mounted
+		t.Fatal(err)
+	}
+	i = newIdentity(root, m)
+	if f := configure(nextID); f.Renamed || f.BootID != nextID {
+		t.Errorf("the next server: %+v", f)
+	}
+	m.bootIDErr = errors.New("no mount")
+	if f := configure(copyID); f.BootID != copyID || len(f.Warnings) != 1 {
+		t.Errorf("a name that programs can't see: %+v", f)
+	}
+	if f := configure(""); f.BootID != copyID {
+		t.Errorf("and later: %+v", f)
+	}
+}
+
 func TestFilesOfTheImage(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
@@ -373,6 +443,10 @@ func TestBadConfigsChangeNothing(t *testing.T) {
 		{"sandbox_id", func(c *Config) { c.ID = strings.Repeat("x", 64) }},
 		{"machine_id", func(c *Config) { c.MachineID = machineID[1:] }},
 		{"machine_id", func(c *Config) { c.MachineID = strings.ToUpper(machineID) }},
+		{"boot_id", func(c *Config) { c.BootID = machineID }},
+		{"boot_id", func(c *Config) { c.BootID = "0B3F1C52-6A9D-4E0F-8D21-5C7E9A1B2C3D" }},
+		{"boot_id", func(c *Config) { c.BootID = "0b3f1c52-6a9d-4e0f-8d21-5c7e9a1b2c3" }},
+		{"boot_id", func(c *Config) { c.BootID = "0b3f1c52-6a9d-4e0f-8d21-5c7e9a1b2c\n\n" }},
 		{"entropy", func(c *Config) { c.Entropy = make([]byte, 31) }},
 		{"entropy", func(c *Config) { c.Entropy = make([]byte, maxEntropy+1) }},
 		{"env", func(c *Config) { c.Env = map[string]string{"A=B": ""} }},

@@ -49,6 +49,7 @@ func (system) AddEntropy(seed []byte) error {
 	}
 	defer f.Close()
 	pool := poolInfo(seed)
+	defer clear(pool)
 	if err := ioctl(f, unix.RNDADDENTROPY, unsafe.Pointer(&pool[0])); err != nil {
 		return fmt.Errorf("RNDADDENTROPY: %w", err)
 	}

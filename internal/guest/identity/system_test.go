@@ -7,8 +7,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -182,6 +184,47 @@ func TestSystemEntropy(t *testing.T) {
 	}
 	if err := System().AddEntropy(seed); err != nil {
 		t.Errorf("add entropy: %v", err)
+	}
+}
+
+// TestBootIDThatProgramsSee covers the kernel's, in mounts of its own.
+func TestBootIDThatProgramsSee(t *testing.T) {
+	file := t.TempDir() + "/run/boot_id"
+	real, err := os.ReadFile(bootIDPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inNamespaces(t, unix.CLONE_NEWNS, func() {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			t.Errorf("keep mounts to ourselves: %v", err)
+			return
+		}
+		mounts := func() int {
+			b, err := os.ReadFile("/proc/thread-self/mountinfo")
+			if err != nil {
+				t.Error(err)
+			}
+			return strings.Count(string(b), bootIDPath)
+		}
+		for _, id := range []string{"0b3f1c52-6a9d-4e0f-8d21-5c7e9a1b2c3d", "ffffffff-6a9d-4e0f-8d21-5c7e9a1b2c3d"} {
+			for range 2 {
+				if err := coverBootID(file, bootIDPath, id); err != nil {
+					t.Error(err)
+				}
+				if got, err := os.ReadFile(bootIDPath); err != nil || string(got) != id+"\n" {
+					t.Errorf("programs read %q, %v", got, err)
+				}
+			}
+		}
+		if n := mounts(); n != 1 {
+			t.Errorf("%d mounts", n)
+		}
+		if err := os.WriteFile(bootIDPath, []byte("x"), 0); !errors.Is(err, unix.EROFS) {
+			t.Errorf("programs may write it: %v", err)
+		}
+	})
+	if now, err := os.ReadFile(bootIDPath); err != nil || string(now) != string(real) {
+		t.Errorf("outside it is %q now, %v; was %q", now, err, real)
 	}
 }
 
