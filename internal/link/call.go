@@ -24,6 +24,9 @@ const (
 	// CallStart runs a program: process.StartRequest to the StartResponses of
 	// process.Process/Start.
 	CallStart = "start"
+	// CallQuiesce holds the guest still until it is configured again:
+	// hutch.guest.v1.QuiesceRequest to one QuiesceResponse.
+	CallQuiesce = "quiesce"
 )
 
 // CallFunc answers a call by any number of replies; send waits when the host

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/hutch-run/hutch/internal/guest/account"
@@ -22,6 +23,7 @@ import (
 	"github.com/hutch-run/hutch/internal/guest/power"
 	"github.com/hutch-run/hutch/internal/guest/process"
 	"github.com/hutch-run/hutch/internal/guest/process/processrpc"
+	"github.com/hutch-run/hutch/internal/guest/quiesce"
 	"github.com/hutch-run/hutch/internal/guest/rpc"
 	"github.com/hutch-run/hutch/internal/guest/sysinfo"
 	"github.com/hutch-run/hutch/internal/link"
@@ -44,11 +46,19 @@ func Serve() error {
 	a.identity = keepIdentity(identity.New(identity.Params{
 		Kernel: identity.System(), Links: identity.NetlinkLinks(), Clock: a.clock, Log: log,
 	}), defaultsFile, log)
+	a.quiet = a.newQuiet()
+	if a.identity.restarted {
+		if err := a.quiet.Recover(); err != nil {
+			log.Warn("take over from the server before", "error", err)
+		}
+	}
 	// The host connects and configures while the rest of the boot goes on; its
 	// requests wait to be accepted until that is over.
 	listener, err := link.Listen(link.ListenParams{
-		Open: link.OpenPort, DialTCP: link.DialLocal, Hello: link.Hello{AgentVersion: version.Version}, Log: log,
-		Calls: map[string]link.CallFunc{link.CallConfigure: rpc.Configure(version.Version, a.identity), link.CallStart: a.start},
+		Open: a.openPort, DialTCP: link.DialLocal, Hello: link.Hello{AgentVersion: version.Version}, Log: log,
+		Calls: map[string]link.CallFunc{
+			link.CallConfigure: rpc.Configure(version.Version, a), link.CallStart: a.start, link.CallQuiesce: rpc.Quiesce(a),
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("serve the link: %w", err)
@@ -77,10 +87,12 @@ func settle(log *slog.Logger) {
 // agent is the server's parts.
 type agent struct {
 	log      *slog.Logger
+	away     atomic.Bool   // no host is connected
 	built    chan struct{} // closed when all below is there
 	accounts *account.Files
 	clock    *clock.Clock
 	identity *keptIdentity
+	quiet    *quiesce.Quiet
 	table    *process.Table
 	files    *files.Store
 	power    *power.Power
@@ -88,26 +100,33 @@ type agent struct {
 
 // start runs a program for the host itself, once the boot has settled.
 func (a *agent) start(ctx context.Context, request []byte, send func([]byte) error) error {
+	if err := a.awaitBuilt(ctx); err != nil {
+		return err
+	}
+	return processrpc.Call(a.table, ctx, request, send)
+}
+
+func (a *agent) awaitBuilt(ctx context.Context) error {
 	select {
 	case <-a.built:
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	return processrpc.Call(a.table, ctx, request, send)
 }
 
 // build makes what the API is about.
 func (a *agent) build() error {
 	var err error
 	if a.table, err = process.New(process.Params{
-		Log: a.log, Accounts: a.accounts, Defaults: a.identity, CgroupRoot: boot.ProcessCgroup,
+		Log: a.log, Accounts: a.accounts, Defaults: a.identity, CgroupRoot: boot.ProcessCgroup, Gate: a.quiet,
 	}); err != nil {
 		return err
 	}
 	if a.files, err = files.New(files.Params{Log: a.log, Accounts: a.accounts, Defaults: a.identity}); err != nil {
 		return err
 	}
-	a.power = power.New(power.Params{Stopper: a.table, Kernel: power.System(false), Log: a.log})
+	a.power = power.New(power.Params{Stopper: stopper{a.table, a.quiet}, Kernel: power.System(false), Log: a.log})
 	close(a.built)
 	return nil
 }
@@ -131,6 +150,7 @@ func (a *agent) run(listener net.Listener) error {
 	<-ctx.Done()
 	err := errors.Join(context.Cause(ctx), server.Close(), listener.Close())
 	running.Wait()
+	a.quiet.Close()
 	return err
 }
 

@@ -59,6 +59,8 @@ func parseDefaults(b []byte) (*defaults, error) {
 type keptIdentity struct {
 	*identity.Identity
 	file string
+	// restarted: a server of this boot was configured before this one.
+	restarted bool
 
 	mu   sync.Mutex
 	kept *defaults // guarded by mu; nil once this server was configured
@@ -70,6 +72,7 @@ func keepIdentity(i *identity.Identity, file string, log *slog.Logger) *keptIden
 	if errors.Is(err, os.ErrNotExist) {
 		return k
 	}
+	k.restarted = true
 	if err == nil {
 		k.kept, err = parseDefaults(b)
 	}

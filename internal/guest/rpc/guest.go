@@ -40,6 +40,7 @@ const (
 	fieldEnv         = 6
 	fieldDefaultUser = 7
 	fieldDefaultCwd  = 8
+	fieldSetBootID   = 9
 
 	fieldAddress = 1
 	fieldGateway = 2
@@ -112,6 +113,8 @@ func parseConfig(b []byte) (identity.Config, error) {
 			c.User = string(f.bytes)
 		case fieldDefaultCwd:
 			c.Cwd = string(f.bytes)
+		case fieldSetBootID:
+			c.BootID = string(f.bytes)
 		}
 		return nil
 	})

@@ -25,6 +25,7 @@ import (
 	"github.com/hutch-run/hutch/internal/guest/clock"
 	"github.com/hutch-run/hutch/internal/guest/identity"
 	"github.com/hutch-run/hutch/internal/guest/power"
+	"github.com/hutch-run/hutch/internal/guest/quiesce"
 	"github.com/hutch-run/hutch/internal/guest/sysinfo"
 	"github.com/hutch-run/hutch/internal/rpcx"
 	"github.com/hutch-run/hutch/internal/testenv"
@@ -36,16 +37,18 @@ var (
 	_ Info     = sysinfo.Reader{}
 	_ Power    = (*power.Power)(nil)
 	_ Identity = (*identity.Identity)(nil)
+	_ Quieter  = (*quiesce.Quiet)(nil)
 )
 
 // guest stands for all parts, and keeps what it was told.
 type guest struct {
-	host    clock.HostTime
-	result  clock.Result
-	grace   []time.Duration
-	config  identity.Config
-	trimmed power.Trimmed
-	err     error // of every part
+	host     clock.HostTime
+	result   clock.Result
+	grace    []time.Duration
+	config   identity.Config
+	trimmed  power.Trimmed
+	quiesced quiesce.Report
+	err      error // of every part
 }
 
 func (g *guest) Sync(host clock.HostTime) (clock.Result, error) {
@@ -55,6 +58,8 @@ func (g *guest) Sync(host clock.HostTime) (clock.Result, error) {
 
 func (g *guest) Shutdown(grace time.Duration)                { g.grace = append(g.grace, grace) }
 func (g *guest) Trim(context.Context) (power.Trimmed, error) { return g.trimmed, g.err }
+
+func (g *guest) Quiesce(context.Context) (quiesce.Report, error) { return g.quiesced, g.err }
 
 func (g *guest) Read() (sysinfo.Info, error) {
 	return sysinfo.Info{
@@ -219,7 +224,7 @@ func TestConfigure(t *testing.T) {
 	res, err := callConfigure(t, g, &guestv1.ConfigureRequest{
 		SandboxId: "sb-1", MachineId: "m", UnixNanos: 1_900_000_000_000_000_005, Entropy: []byte("e"),
 		Network: &guestv1.Network{Address: "a", Gateway: "g", Dns: []string{"d", "e"}, Mtu: 9000},
-		Env:     map[string]string{"A": "1", "B": "", "": "x"}, DefaultUser: "u", DefaultCwd: "/c",
+		Env:     map[string]string{"A": "1", "B": "", "": "x"}, DefaultUser: "u", DefaultCwd: "/c", BootId: "b-1",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -228,13 +233,34 @@ func TestConfigure(t *testing.T) {
 	want := identity.Config{
 		ID: "sb-1", MachineID: "m", Host: clock.HostTime{Secs: 1_900_000_000, Nanos: 5, Exact: true}, Entropy: []byte("e"),
 		Network: identity.Network{Address: "a", Gateway: "g", DNS: []string{"d", "e"}, MTU: 9000},
-		Env:     map[string]string{"A": "1", "B": "", "": "x"}, User: "u", Cwd: "/c",
+		Env:     map[string]string{"A": "1", "B": "", "": "x"}, User: "u", Cwd: "/c", BootID: "b-1",
 	}
 	if diff := cmp.Diff(want, g.config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
 	if _, err := callConfigure(t, g, &guestv1.ConfigureRequest{}); err != nil || !cmp.Equal(g.config, identity.Config{}) {
 		t.Errorf("an empty request became %+v, %v", g.config, err)
+	}
+}
+
+func TestQuiesce(t *testing.T) {
+	g := &guest{quiesced: quiesce.Report{Flush: 1, Freeze: 2 * time.Hour, Sync: 3, Frozen: []string{"hutch", "odd\xff"}}}
+	call := func() (*guestv1.QuiesceResponse, error) {
+		var res guestv1.QuiesceResponse
+		return &res, Quiesce(g)(testenv.Context(t), nil, func(reply []byte) error { return proto.Unmarshal(reply, &res) })
+	}
+	res, err := call()
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, &guestv1.QuiesceResponse{FlushNanos: 1, FreezeNanos: 7_200_000_000_000, SyncNanos: 3, Frozen: []string{"hutch", "odd?"}}, res)
+	g.quiesced.Frozen = make([]string, 1000)
+	if res, err := call(); err != nil || len(res.GetFrozen()) != maxFrozen {
+		t.Errorf("%d names, %v", len(res.GetFrozen()), err)
+	}
+	g.err = fault.New(fault.Unavailable, "not now")
+	if _, err := call(); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("error = %v", err)
 	}
 }
 

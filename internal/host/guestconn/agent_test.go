@@ -69,7 +69,7 @@ func startAgent(t testing.TB) *agent {
 		t: t, wires: make(chan net.Conn), gone: make(chan struct{}), inputs: map[string]*input{},
 		hello: link.Hello{AgentVersion: "v9", Features: []string{"one", "two"}},
 	}
-	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure, link.CallStart: a.start}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
+	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure, link.CallStart: a.start, link.CallQuiesce: a.quiesce}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
 		select {
 		case c := <-a.wires:
 			return wire{c}, nil
@@ -162,6 +162,17 @@ func (a *agent) configure(_ context.Context, request []byte, send func([]byte) e
 		warnings = append(warnings, strings.Repeat("w", 2000))
 	}
 	b, err := proto.Marshal(&guestv1.ConfigureResponse{AgentVersion: "v9", KernelVersion: "6.1", BootId: "b", Warnings: warnings})
+	if err != nil {
+		return err
+	}
+	return send(b)
+}
+
+func (a *agent) quiesce(_ context.Context, request []byte, send func([]byte) error) error {
+	if err := proto.Unmarshal(request, &guestv1.QuiesceRequest{}); err != nil {
+		return err
+	}
+	b, err := proto.Marshal(&guestv1.QuiesceResponse{FlushNanos: 1e9, FreezeNanos: 2, SyncNanos: 3, Frozen: []string{"hutch", "odd\n"}})
 	if err != nil {
 		return err
 	}

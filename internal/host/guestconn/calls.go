@@ -23,10 +23,10 @@ import (
 
 // Limits of what a guest may tell.
 const (
-	maxMessage  = 1 << 20
-	maxText     = 512
-	maxWarnings = 32
-	entropyLen  = 64
+	maxMessage = 1 << 20
+	maxText    = 512
+	maxTexts   = 32
+	entropyLen = 64
 )
 
 func (c *Conn) makeClients() {
@@ -50,7 +50,7 @@ func (c *Conn) Configure(ctx context.Context, cfg Config) (Facts, error) {
 	}
 	request, err := proto.Marshal(&guestv1.ConfigureRequest{
 		SandboxId: cfg.ID, MachineId: cfg.MachineID, Entropy: entropy, Env: cfg.Env,
-		DefaultUser: cfg.DefaultUser, DefaultCwd: cfg.DefaultCwd,
+		DefaultUser: cfg.DefaultUser, DefaultCwd: cfg.DefaultCwd, BootId: cfg.BootID,
 		Network: &guestv1.Network{Address: cfg.Address, Gateway: cfg.Gateway, Dns: cfg.DNS, Mtu: uint32(max(cfg.MTU, 0))},
 		// Taken last, after the wait for the guest.
 		UnixNanos: time.Now().UnixNano(),
@@ -74,14 +74,29 @@ func parseFacts(reply []byte) (Facts, error) {
 		AgentVersion:  text(m.GetAgentVersion()),
 		KernelVersion: text(m.GetKernelVersion()),
 		BootID:        text(m.GetBootId()),
-	}
-	for _, w := range m.GetWarnings() {
-		if len(f.Warnings) == maxWarnings {
-			break
-		}
-		f.Warnings = append(f.Warnings, text(w))
+		Warnings:      texts(m.GetWarnings()),
 	}
 	return f, nil
+}
+
+// Quiesce implements Guest.
+func (c *Conn) Quiesce(ctx context.Context) (Quiesced, error) {
+	session, err := c.session(ctx)
+	if err != nil {
+		return Quiesced{}, err
+	}
+	reply, err := session.Call(ctx, link.CallQuiesce, nil) // an empty QuiesceRequest
+	if err != nil {
+		return Quiesced{}, callError("quiesce guest", err)
+	}
+	var m guestv1.QuiesceResponse
+	if err := proto.Unmarshal(reply, &m); err != nil {
+		return Quiesced{}, fmt.Errorf("quiesce guest: read its reply: %w", err)
+	}
+	return Quiesced{
+		Flush: time.Duration(m.GetFlushNanos()), Freeze: time.Duration(m.GetFreezeNanos()), Sync: time.Duration(m.GetSyncNanos()),
+		Frozen: texts(m.GetFrozen()),
+	}, nil
 }
 
 // SyncClock implements Guest.
@@ -145,6 +160,15 @@ func callError(what string, err error) error {
 		class = fault.Internal
 	}
 	return fault.New(class, "%s: %w", what, err)
+}
+
+// texts is text of the first few of a list.
+func texts(list []string) []string {
+	var out []string
+	for _, s := range list[:min(len(list), maxTexts)] {
+		out = append(out, text(s))
+	}
+	return out
 }
 
 // text makes a guest's words fit to be logged and stored.

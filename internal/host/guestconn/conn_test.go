@@ -52,7 +52,7 @@ func TestTypedCalls(t *testing.T) {
 		t.Errorf("hello: %v %s", err, diff)
 	}
 	before := time.Now()
-	facts, err := c.Configure(ctx, Config{ID: "sb-1", MachineID: "m", Address: "198.18.0.2/30", Gateway: "198.18.0.1", DNS: []string{"1.1.1.1"}, MTU: 1400, Env: map[string]string{"A": "b"}, DefaultUser: "u", DefaultCwd: "/d"})
+	facts, err := c.Configure(ctx, Config{ID: "sb-1", MachineID: "m", Address: "198.18.0.2/30", Gateway: "198.18.0.1", DNS: []string{"1.1.1.1"}, MTU: 1400, Env: map[string]string{"A": "b"}, DefaultUser: "u", DefaultCwd: "/d", BootID: "b"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,11 +63,15 @@ func TestTypedCalls(t *testing.T) {
 	if sent := time.Unix(0, got.GetUnixNanos()); sent.Before(before) || time.Since(sent) < 0 {
 		t.Errorf("time %v was sent", sent)
 	}
-	if got.GetSandboxId() != "sb-1" || got.GetNetwork().GetMtu() != 1400 || got.GetEnv()["A"] != "b" || got.GetDefaultUser() != "u" {
+	if got.GetSandboxId() != "sb-1" || got.GetNetwork().GetMtu() != 1400 || got.GetEnv()["A"] != "b" || got.GetDefaultUser() != "u" || got.GetBootId() != "b" {
 		t.Errorf("configuration arrived as %v", got)
 	}
-	if facts.BootID != "b" || len(facts.Warnings) != maxWarnings || len(facts.Warnings[1]) != maxText || strings.Contains(facts.Warnings[0], "\x1b") {
+	if facts.BootID != "b" || len(facts.Warnings) != maxTexts || len(facts.Warnings[1]) != maxText || strings.Contains(facts.Warnings[0], "\x1b") {
 		t.Errorf("facts %.200v", facts)
+	}
+	want := Quiesced{Flush: time.Second, Freeze: 2, Sync: 3, Frozen: []string{"hutch", "odd."}}
+	if quiet, err := c.Quiesce(ctx); err != nil || cmp.Diff(want, quiet) != "" {
+		t.Errorf("quiesced %+v, %v", quiet, err)
 	}
 	if err := c.SyncClock(ctx); err != nil {
 		t.Error(err)

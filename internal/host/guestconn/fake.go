@@ -20,6 +20,8 @@ type Fake struct {
 	Says Hello
 	// Facts is what Configure returns.
 	Facts Facts
+	// Quiesced is what Quiesce returns.
+	Quiesced Quiesced
 	// Err, when not nil, is asked before every call but Close; what it returns
 	// is the call's error. call is the method's name.
 	Err func(call string) error
@@ -113,6 +115,14 @@ func (f *Fake) Configure(ctx context.Context, c Config) (Facts, error) {
 	defer f.mu.Unlock()
 	f.configs = append(f.configs, c)
 	return f.Facts, nil
+}
+
+// Quiesce implements Guest.
+func (f *Fake) Quiesce(ctx context.Context) (Quiesced, error) {
+	if err := f.enter(ctx, "Quiesce"); err != nil {
+		return Quiesced{}, err
+	}
+	return f.Quiesced, nil
 }
 
 // SyncClock implements Guest.

@@ -38,11 +38,14 @@ func TestFake(t *testing.T) {
 	if _, err := f.Configure(t.Context(), Config{ID: "i"}); err != nil || f.Configs()[0].ID != "i" {
 		t.Errorf("configure: %v, %v", f.Configs(), err)
 	}
+	if _, err := f.Quiesce(t.Context()); err != nil {
+		t.Errorf("quiesce: %v", err)
+	}
 	_ = f.Close()
 	if _, err := f.Ready(t.Context()); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("ready after close: %v, want unavailable", err)
 	}
-	if diff := cmp.Diff([]string{"Ready", "Ready", "Memory", "Exec", "Configure", "Close", "Ready"}, f.Calls()); diff != "" {
+	if diff := cmp.Diff([]string{"Ready", "Ready", "Memory", "Exec", "Configure", "Quiesce", "Close", "Ready"}, f.Calls()); diff != "" {
 		t.Error(diff)
 	}
 }

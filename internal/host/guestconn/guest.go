@@ -14,6 +14,9 @@ type Guest interface {
 	Ready(ctx context.Context) (Hello, error)
 	// Configure gives the guest who and where it is.
 	Configure(ctx context.Context, c Config) (Facts, error)
+	// Quiesce holds the guest still, until Configure has succeeded the next time,
+	// to be copied. When it fails, the guest goes on as before.
+	Quiesce(ctx context.Context) (Quiesced, error)
 	// SyncClock sends the host's time.
 	SyncClock(ctx context.Context) error
 	// Shutdown asks the guest to end its processes within grace and power off.
@@ -50,6 +53,20 @@ type Config struct {
 	Env         map[string]string
 	DefaultUser string
 	DefaultCwd  string
+	// BootID makes the guest a copy: a fresh lower-case UUID that its boot is
+	// known by from now on. Empty: it is who it was, which includes the original
+	// after a Quiesce, and one that comes back from a disk.
+	BootID string
+}
+
+// Quiesced is how a Quiesce went.
+type Quiesced struct {
+	// Flush is how long the data disk was written back while programs ran,
+	// Freeze how long it took to stop them, and Sync how long the rest of the
+	// writing took.
+	Flush, Freeze, Sync time.Duration
+	// Frozen names the cgroups that were frozen, of those at the top.
+	Frozen []string
 }
 
 // Facts is what a configured guest tells of itself.

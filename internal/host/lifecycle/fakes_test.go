@@ -299,6 +299,10 @@ func (g *fakeGuest) Configure(ctx context.Context, c guestconn.Config) (guestcon
 	})
 }
 
+func (g *fakeGuest) Quiesce(context.Context) (guestconn.Quiesced, error) {
+	return guestconn.Quiesced{}, nil
+}
+
 func (g *fakeGuest) SyncClock(context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

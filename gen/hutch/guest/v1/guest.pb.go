@@ -44,7 +44,12 @@ type ConfigureRequest struct {
 	// User that commands run as when a call names none. Empty: root.
 	DefaultUser string `protobuf:"bytes,7,opt,name=default_user,json=defaultUser,proto3" json:"default_user,omitempty"`
 	// Working directory when a call names none. Empty: the user's home.
-	DefaultCwd    string `protobuf:"bytes,8,opt,name=default_cwd,json=defaultCwd,proto3" json:"default_cwd,omitempty"`
+	DefaultCwd string `protobuf:"bytes,8,opt,name=default_cwd,json=defaultCwd,proto3" json:"default_cwd,omitempty"`
+	// Makes the guest a copy: a lower-case UUID that its boot is known by from now
+	// on, different for each. Programs read it in /proc/sys/kernel/random/boot_id.
+	// The restore hooks of the image run before its programs do. Empty: it stays
+	// who it is, as after a boot, and for the original after a copy was made.
+	BootId        string `protobuf:"bytes,9,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -135,6 +140,13 @@ func (x *ConfigureRequest) GetDefaultCwd() string {
 	return ""
 }
 
+func (x *ConfigureRequest) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
 // Network is the guest's place in the network.
 type Network struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -211,7 +223,7 @@ type ConfigureResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentVersion  string                 `protobuf:"bytes,1,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	KernelVersion string                 `protobuf:"bytes,2,opt,name=kernel_version,json=kernelVersion,proto3" json:"kernel_version,omitempty"`
-	// boot_id of this boot, a UUID.
+	// Id of this boot, a UUID: the kernel's, or the one that was given to a copy.
 	BootId string `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// What went wrong without stopping the configuration, in words.
 	Warnings      []string `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
@@ -277,11 +289,126 @@ func (x *ConfigureResponse) GetWarnings() []string {
 	return nil
 }
 
+// The call "quiesce" of the link: QuiesceRequest to QuiesceResponse. It holds
+// the guest still, to be copied: programs that a caller wants to start wait, all
+// others are frozen, the data disk is written back. Repeating it does that
+// again. When it fails, the guest goes on as before.
+//
+// The next "configure" that succeeds ends the stillness, in the original and in
+// every copy, as its last step. While no host is connected for 30 seconds, or
+// after 5 minutes, of the guest's own running time, the guest ends it by itself.
+type QuiesceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuiesceRequest) Reset() {
+	*x = QuiesceRequest{}
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuiesceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuiesceRequest) ProtoMessage() {}
+
+func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuiesceRequest.ProtoReflect.Descriptor instead.
+func (*QuiesceRequest) Descriptor() ([]byte, []int) {
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{3}
+}
+
+type QuiesceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long each step took: writing the data disk back while programs still
+	// ran, stopping them, and writing the rest back.
+	FlushNanos  int64 `protobuf:"varint,1,opt,name=flush_nanos,json=flushNanos,proto3" json:"flush_nanos,omitempty"`
+	FreezeNanos int64 `protobuf:"varint,2,opt,name=freeze_nanos,json=freezeNanos,proto3" json:"freeze_nanos,omitempty"`
+	SyncNanos   int64 `protobuf:"varint,3,opt,name=sync_nanos,json=syncNanos,proto3" json:"sync_nanos,omitempty"`
+	// Names of the cgroups that were frozen, of those at the top of the tree.
+	Frozen        []string `protobuf:"bytes,4,rep,name=frozen,proto3" json:"frozen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuiesceResponse) Reset() {
+	*x = QuiesceResponse{}
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuiesceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuiesceResponse) ProtoMessage() {}
+
+func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuiesceResponse.ProtoReflect.Descriptor instead.
+func (*QuiesceResponse) Descriptor() ([]byte, []int) {
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *QuiesceResponse) GetFlushNanos() int64 {
+	if x != nil {
+		return x.FlushNanos
+	}
+	return 0
+}
+
+func (x *QuiesceResponse) GetFreezeNanos() int64 {
+	if x != nil {
+		return x.FreezeNanos
+	}
+	return 0
+}
+
+func (x *QuiesceResponse) GetSyncNanos() int64 {
+	if x != nil {
+		return x.SyncNanos
+	}
+	return 0
+}
+
+func (x *QuiesceResponse) GetFrozen() []string {
+	if x != nil {
+		return x.Frozen
+	}
+	return nil
+}
+
 var File_hutch_guest_v1_guest_proto protoreflect.FileDescriptor
 
 const file_hutch_guest_v1_guest_proto_rawDesc = "" +
 	"\n" +
-	"\x1ahutch/guest/v1/guest.proto\x12\x0ehutch.guest.v1\"\xf5\x02\n" +
+	"\x1ahutch/guest/v1/guest.proto\x12\x0ehutch.guest.v1\"\x8e\x03\n" +
 	"\x10ConfigureRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1d\n" +
@@ -294,7 +421,8 @@ const file_hutch_guest_v1_guest_proto_rawDesc = "" +
 	"\x03env\x18\x06 \x03(\v2).hutch.guest.v1.ConfigureRequest.EnvEntryR\x03env\x12!\n" +
 	"\fdefault_user\x18\a \x01(\tR\vdefaultUser\x12\x1f\n" +
 	"\vdefault_cwd\x18\b \x01(\tR\n" +
-	"defaultCwd\x1a6\n" +
+	"defaultCwd\x12\x17\n" +
+	"\aboot_id\x18\t \x01(\tR\x06bootId\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
@@ -307,7 +435,15 @@ const file_hutch_guest_v1_guest_proto_rawDesc = "" +
 	"\ragent_version\x18\x01 \x01(\tR\fagentVersion\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x17\n" +
 	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x1a\n" +
-	"\bwarnings\x18\x04 \x03(\tR\bwarningsB7Z5github.com/hutch-run/hutch/gen/hutch/guest/v1;guestv1b\x06proto3"
+	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"\x10\n" +
+	"\x0eQuiesceRequest\"\x8c\x01\n" +
+	"\x0fQuiesceResponse\x12\x1f\n" +
+	"\vflush_nanos\x18\x01 \x01(\x03R\n" +
+	"flushNanos\x12!\n" +
+	"\ffreeze_nanos\x18\x02 \x01(\x03R\vfreezeNanos\x12\x1d\n" +
+	"\n" +
+	"sync_nanos\x18\x03 \x01(\x03R\tsyncNanos\x12\x16\n" +
+	"\x06frozen\x18\x04 \x03(\tR\x06frozenB7Z5github.com/hutch-run/hutch/gen/hutch/guest/v1;guestv1b\x06proto3"
 
 var (
 	file_hutch_guest_v1_guest_proto_rawDescOnce sync.Once
@@ -321,16 +457,18 @@ func file_hutch_guest_v1_guest_proto_rawDescGZIP() []byte {
 	return file_hutch_guest_v1_guest_proto_rawDescData
 }
 
-var file_hutch_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_hutch_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_hutch_guest_v1_guest_proto_goTypes = []any{
 	(*ConfigureRequest)(nil),  // 0: hutch.guest.v1.ConfigureRequest
 	(*Network)(nil),           // 1: hutch.guest.v1.Network
 	(*ConfigureResponse)(nil), // 2: hutch.guest.v1.ConfigureResponse
-	nil,                       // 3: hutch.guest.v1.ConfigureRequest.EnvEntry
+	(*QuiesceRequest)(nil),    // 3: hutch.guest.v1.QuiesceRequest
+	(*QuiesceResponse)(nil),   // 4: hutch.guest.v1.QuiesceResponse
+	nil,                       // 5: hutch.guest.v1.ConfigureRequest.EnvEntry
 }
 var file_hutch_guest_v1_guest_proto_depIdxs = []int32{
 	1, // 0: hutch.guest.v1.ConfigureRequest.network:type_name -> hutch.guest.v1.Network
-	3, // 1: hutch.guest.v1.ConfigureRequest.env:type_name -> hutch.guest.v1.ConfigureRequest.EnvEntry
+	5, // 1: hutch.guest.v1.ConfigureRequest.env:type_name -> hutch.guest.v1.ConfigureRequest.EnvEntry
 	2, // [2:2] is the sub-list for method output_type
 	2, // [2:2] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
@@ -349,7 +487,7 @@ func file_hutch_guest_v1_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hutch_guest_v1_guest_proto_rawDesc), len(file_hutch_guest_v1_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
