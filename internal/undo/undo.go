@@ -51,18 +51,22 @@ func (s *Stack) Len() int { return len(s.entries) }
 // Run takes everything back, last acquired first, on a context of its own. It
 // tries every undo and returns their errors joined. Undos that failed stay on
 // the stack, so that a second Run tries just those again.
-func (s *Stack) Run(ctx context.Context) error {
+func (s *Stack) Run(ctx context.Context) error { return s.RunTo(ctx, 0) }
+
+// RunTo is Run for all but the first n undos: those that were there when Len
+// was n.
+func (s *Stack) RunTo(ctx context.Context, n int) error {
 	ctx, cancel := Detach(ctx)
 	defer cancel()
 	var failed []entry
 	var errs []error
-	for i := len(s.entries) - 1; i >= 0; i-- {
+	for i := len(s.entries) - 1; i >= n; i-- {
 		e := s.entries[i]
 		if err := e.fn(ctx); err != nil {
 			errs = append(errs, fmt.Errorf("undo %s: %w", e.name, err))
 			failed = append([]entry{e}, failed...)
 		}
 	}
-	s.entries = failed
+	s.entries = append(s.entries[:min(n, len(s.entries))], failed...)
 	return errors.Join(errs...)
 }

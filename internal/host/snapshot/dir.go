@@ -33,10 +33,8 @@ type Snapshot struct {
 // Draft is a snapshot that is being written. Publish or Drop it.
 type Draft struct {
 	// Dir is where it is written.
-	Dir string
-	// State and Memory take the parts; both are empty.
-	State, Memory *os.File
-	final         string
+	Dir   string
+	final string
 }
 
 // Begin begins a snapshot that will appear at dir, which must not exist. What
@@ -46,15 +44,8 @@ func Begin(dir string) (*Draft, error) {
 	if err := os.RemoveAll(d.Dir); err != nil {
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
-	err := os.Mkdir(d.Dir, 0o700)
-	if err == nil {
-		d.State, err = create(filepath.Join(d.Dir, stateFile))
-	}
-	if err == nil {
-		d.Memory, err = create(filepath.Join(d.Dir, memoryFile))
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("begin snapshot: %w", fault.DiskFull(err)), d.Drop())
+	if err := os.Mkdir(d.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("begin snapshot: %w", fault.DiskFull(err))
 	}
 	return d, nil
 }
@@ -69,42 +60,31 @@ func create(path string) (*os.File, error) {
 // Data is where a copy of the data disk belongs, if the snapshot has one.
 func (d *Draft) Data() string { return filepath.Join(d.Dir, dataFile) }
 
-// Publish measures the parts, writes the manifest, syncs everything and gives
-// the directory its name. On error nothing is left.
-func (d *Draft) Publish(ctx context.Context, m Manifest) (*Snapshot, error) {
-	s, err := d.publish(ctx, m)
+// Publish copies state and memory, measures all parts, writes the manifest,
+// syncs everything and gives the directory its name. On error nothing is left.
+func (d *Draft) Publish(ctx context.Context, m Manifest, state, memory *os.File) (*Snapshot, error) {
+	s, err := d.publish(ctx, m, state, memory)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("write snapshot: %w", fault.DiskFull(err)), d.Drop())
 	}
 	return s, nil
 }
 
-func (d *Draft) publish(ctx context.Context, m Manifest) (*Snapshot, error) {
+func (d *Draft) publish(ctx context.Context, m Manifest, state, memory *os.File) (*Snapshot, error) {
 	m.Version = Version
 	var err error
-	if m.State, err = finish(ctx, d.State); err != nil {
+	if m.State, err = d.take(ctx, stateFile, state); err != nil {
 		return nil, err
 	}
-	if m.Memory, err = finish(ctx, d.Memory); err != nil {
+	if m.Memory, err = d.take(ctx, memoryFile, memory); err != nil {
 		return nil, err
 	}
-	if data, err := os.Open(d.Data()); err == nil {
-		defer data.Close()
-		p, err := finish(ctx, data)
-		if err != nil {
-			return nil, err
-		}
-		m.Data = &p
-	} else if !errors.Is(err, os.ErrNotExist) {
+	if m.Data, err = d.finishData(ctx); err != nil {
 		return nil, err
 	}
 	if err := d.writeManifest(m); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(d.State.Close(), d.Memory.Close()); err != nil {
-		return nil, err
-	}
-	d.State, d.Memory = nil, nil
 	if err := syncDir(d.Dir); err != nil {
 		return nil, err
 	}
@@ -117,17 +97,46 @@ func (d *Draft) publish(ctx context.Context, m Manifest) (*Snapshot, error) {
 	return &Snapshot{Manifest: m, Dir: d.final}, nil
 }
 
-// finish measures a part and makes it durable.
-func finish(ctx context.Context, f *os.File) (Part, error) {
-	info, err := f.Stat()
+// take copies src to a part, measures it on the way and makes it durable.
+func (d *Draft) take(ctx context.Context, name string, src *os.File) (Part, error) {
+	info, err := src.Stat()
 	if err != nil {
 		return Part{}, err
 	}
-	p, err := measure(ctx, f, nil, info.Size())
+	f, err := create(filepath.Join(d.Dir, name))
+	if err != nil {
+		return Part{}, err
+	}
+	defer f.Close()
+	if err := f.Truncate(info.Size()); err != nil {
+		return Part{}, err
+	}
+	p, err := measure(ctx, src, f, info.Size())
 	if err != nil {
 		return Part{}, err
 	}
 	return p, f.Sync()
+}
+
+// finishData measures the data disk, if there is one, and makes it durable.
+func (d *Draft) finishData(ctx context.Context) (*Part, error) {
+	f, err := os.Open(d.Data())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	p, err := measure(ctx, f, nil, info.Size())
+	if err != nil {
+		return nil, err
+	}
+	return &p, f.Sync()
 }
 
 func (d *Draft) writeManifest(m Manifest) error {
@@ -148,12 +157,6 @@ func (d *Draft) writeManifest(m Manifest) error {
 
 // Drop removes what was written. After Publish it does nothing.
 func (d *Draft) Drop() error {
-	for _, f := range []*os.File{d.State, d.Memory} {
-		if f != nil {
-			_ = f.Close() // nothing of it is kept
-		}
-	}
-	d.State, d.Memory = nil, nil
 	if err := os.RemoveAll(d.Dir); err != nil {
 		return fmt.Errorf("drop snapshot: %w", err)
 	}

@@ -71,6 +71,15 @@ type Part struct {
 	Stored int64 `json:"stored"`
 }
 
+// Stored is how many bytes all parts have that are not zero, in whole chunks.
+func (m Manifest) Stored() int64 {
+	n := m.State.Stored + m.Memory.Stored
+	if m.Data != nil {
+		n += m.Data.Stored
+	}
+	return n
+}
+
 // Check says why a snapshot that fits f can't run on a host that is now;
 // fault.Precondition. Nil: it can.
 func (f Fits) Check(now Fits) error {

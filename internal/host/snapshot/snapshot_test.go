@@ -42,19 +42,29 @@ func write(t *testing.T, dir string) (*Snapshot, map[string][]byte) {
 		t.Fatal(err)
 	}
 	parts := map[string][]byte{stateFile: content(1, 400_001), memoryFile: content(2, 8<<20), dataFile: content(3, 5<<20+17)}
-	for name, f := range map[string]*os.File{stateFile: d.State, memoryFile: d.Memory} {
-		if _, err := f.WriteAt(parts[name], 0); err != nil {
-			t.Fatal(err)
-		}
-	}
 	if err := os.WriteFile(d.Data(), parts[dataFile], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := d.Publish(testenv.Context(t), Manifest{ID: "sn-1", Kind: Named, Fits: fits(), DiskMB: 5, ImageDigest: "sha256:i"})
+	s, err := d.Publish(testenv.Context(t), Manifest{ID: "sn-1", Kind: Named, Fits: fits(), DiskMB: 5, ImageDigest: "sha256:i"},
+		fileOf(t, parts[stateFile]), fileOf(t, parts[memoryFile]))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s, parts
+}
+
+// fileOf returns a memory file that holds b.
+func fileOf(t *testing.T, b []byte) *os.File {
+	t.Helper()
+	f, err := NewMemory("test", int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if _, err := f.WriteAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 func readAll(t *testing.T, f *os.File) []byte {
@@ -253,10 +263,7 @@ func TestDraftsLeaveNothing(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(testenv.Context(t))
 	cancel()
-	if _, err := d.State.WriteAt([]byte("x"), 0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.Publish(ctx, Manifest{ID: "sn-1", Fits: fits()}); err == nil {
+	if _, err := d.Publish(ctx, Manifest{ID: "sn-1", Fits: fits()}, fileOf(t, []byte("x")), fileOf(t, make([]byte, 8<<20))); err == nil {
 		t.Error("published on a dead context")
 	}
 	if entries, _ := os.ReadDir(filepath.Dir(dir)); len(entries) != 0 {
@@ -323,5 +330,46 @@ func TestDigestKnowsNoHoles(t *testing.T) {
 	defer empty.Close()
 	if none, err := measure(ctx, empty, nil, 0); err != nil || none.Stored != 0 || none.Digest == one.Digest {
 		t.Errorf("%+v, %v", none, err)
+	}
+}
+
+func TestStore(t *testing.T) {
+	dir := t.TempDir()
+	st, err := NewStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := NewID()
+	write(t, filepath.Join(dir, id))
+	damaged := NewID()
+	write(t, filepath.Join(dir, damaged))
+	if err := os.Truncate(filepath.Join(dir, damaged, memoryFile), 1); err != nil {
+		t.Fatal(err)
+	}
+	all, bad := st.List()
+	if len(all) != 1 || all[0].Dir != filepath.Join(dir, id) || bad == nil || !strings.Contains(bad.Error(), damaged) {
+		t.Errorf("listed %v, %v", all, bad)
+	}
+	for _, unknown := range []string{"", "sn-", "sn-0", "../x", id + "/.."} {
+		if _, err := st.Get(unknown); !fault.Is(err, fault.NotFound) {
+			t.Errorf("%q: %v", unknown, err)
+		}
+	}
+	for range 2 {
+		if err := st.Remove(id); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := st.Begin(NewID()); err != nil { // and is killed
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, goingPrefix+"sn-1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewStore(dir); err != nil {
+		t.Fatal(err)
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 1 || entries[0].Name() != damaged {
+		t.Errorf("left: %v", entries)
 	}
 }
