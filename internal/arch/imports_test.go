@@ -54,13 +54,13 @@ func rules() []rule {
 		{"internal/host/daemon", []string{"internal/host/...", "internal/rpcx/...", "internal/proc"}, "the only composition root of the host"},
 		{"internal/host/rpc", []string{
 			"gen/...", "internal/rpcx/...", "internal/host/lifecycle", "internal/host/auth", "internal/host/proxy",
-			"internal/host/guestconn", "internal/host/template", "internal/host/events",
+			"internal/host/guestconn", "internal/host/template", "internal/host/events", "internal/host/snapshot",
 		}, "handlers convert, call, convert; the API is one handler, so the proxy and the callers' rights are put together here"},
 		{"internal/host/proxy", []string{"internal/link", "internal/rpcx", "internal/host/lifecycle", "internal/host/guestconn", "internal/host/auth", "gen/..."}, "the proxy reaches guests through lifecycle"},
 		{"internal/host/auth", []string{"internal/rpcx", "gen/..."}, "a leaf; the services' names come from gen"},
 		{"internal/host/lifecycle", []string{
 			"internal/host/vmm", "internal/host/network", "internal/host/disk", "internal/host/template", "internal/host/kernel",
-			"internal/host/guestconn", "internal/host/store", "internal/host/events",
+			"internal/host/guestconn", "internal/host/store", "internal/host/events", "internal/host/snapshot",
 		}, "the heart knows its leaves' interfaces, never gen, never a concrete driver"},
 		{"internal/host/guestconn", []string{"internal/host/guestconn/...", "internal/link", "internal/rpcx", "gen/..."}, "the one client of the guest"},
 		{"internal/host/vmm/qemu", []string{"internal/host/vmm", "internal/host/vmm/qemu/...", "internal/proc", "internal/host/jail", "internal/link"}, "a driver never knows another driver"},

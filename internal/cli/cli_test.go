@@ -224,7 +224,7 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		}
 	}
 	want := []string{
-		"cp", "create", "debug", "doctor", "events", "exec", "inspect", "logs", "ls", "pause", "port", "resume", "rm",
+		"cp", "create", "debug", "doctor", "events", "exec", "hibernate", "inspect", "logs", "ls", "pause", "port", "resume", "rm",
 		"run", "setup", "shell", "stats", "template", "version", "wait",
 	}
 	if d := cmp.Diff(want, names); d != "" {

@@ -18,6 +18,13 @@ func (a *App) pauseCommand() *cobra.Command {
 	})
 }
 
+func (a *App) hibernateCommand() *cobra.Command {
+	return a.eachCommand("hibernate SANDBOX...", "Write the memory of sandboxes to disk and free it", func(ctx context.Context, c *client, id string) error {
+		_, err := c.sandboxes.HibernateSandbox(ctx, connect.NewRequest(&hostagentv1.HibernateSandboxRequest{SandboxId: id}))
+		return err
+	})
+}
+
 func (a *App) resumeCommand() *cobra.Command {
 	return a.eachCommand("resume SANDBOX...", "Make sandboxes run again, from whatever was kept of them", func(ctx context.Context, c *client, id string) error {
 		_, err := c.host.ResumeSandbox(ctx, connect.NewRequest(&hostagentv1.ResumeSandboxRequest{SandboxId: id}))

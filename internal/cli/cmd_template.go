@@ -16,7 +16,7 @@ import (
 
 func (a *App) templateCommand() *cobra.Command {
 	c := &cobra.Command{Use: "template", Short: "Make, show and remove templates", Args: cobra.NoArgs}
-	c.AddCommand(a.templateBuild(), a.templateImport(), a.templateLs(), a.templateInspect(), a.templateRm())
+	c.AddCommand(a.templateBuild(), a.templateImport(), a.templateLs(), a.templateInspect(), a.templateWarm(), a.templateRm())
 	return c
 }
 
@@ -260,4 +260,46 @@ func (a *App) templateRm() *cobra.Command {
 			return errors.Join(errs...)
 		},
 	}
+}
+
+func (a *App) templateWarm() *cobra.Command {
+	var vcpus int32
+	var memory, disk string
+	c := &cobra.Command{
+		Use:   "warm [flags] NAME",
+		Short: "Boot a template once, so that sandboxes of that shape are copies",
+		Long: "A sandbox is booted and kept as it stands when it is ready. Creates of the same\n" +
+			"template, vCPUs, memory and disk size copy it instead of booting.",
+		Example: "  hutch template warm minimal\n  hutch template warm debian --vcpus 2 -m 2g",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			mem, err := megabytes("--memory", memory)
+			if err != nil {
+				return err
+			}
+			size, err := megabytes("--disk", disk)
+			if err != nil {
+				return err
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			res, err := cl.templates.WarmTemplate(cmd.Context(), connect.NewRequest(&hostagentv1.WarmTemplateRequest{
+				Name: args[0], Vcpus: vcpus, MemoryMb: mem, DiskSizeMb: size,
+			}))
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(res.Msg, false)
+			}
+			_, err = fmt.Fprintln(a.Out, res.Msg.GetSnapshotId())
+			return err
+		},
+	}
+	c.Flags().Int32Var(&vcpus, "vcpus", 0, "virtual CPUs (default the template's, or 1)")
+	c.Flags().StringVarP(&memory, "memory", "m", "", "memory, such as 512 or 2g (default the template's, or 512)")
+	c.Flags().StringVar(&disk, "disk", "", "size of the writable disk (default 5g)")
+	return c
 }

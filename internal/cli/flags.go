@@ -14,6 +14,7 @@ import (
 
 // createFlags are the flags of every command that makes a sandbox.
 type createFlags struct {
+	cold    bool
 	id      string
 	vcpus   int32
 	memory  string
@@ -33,6 +34,7 @@ func (f *createFlags) register(c *cobra.Command) {
 	fl.StringVarP(&f.memory, "memory", "m", "", "memory, such as 512 (MiB) or 2g (default 512)")
 	fl.StringVar(&f.disk, "disk", "", "size of the writable disk, such as 20g (default 5g)")
 	fl.DurationVar(&f.idle, "idle", 0, "destroy after this time of inactivity (default never)")
+	fl.BoolVar(&f.cold, "cold", false, "boot it, also where a warm template could be copied")
 	fl.StringVar(&f.user, "default-user", "", "user of commands that name none")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment `KEY=VALUE` of every command; KEY alone takes the caller's")
 	fl.StringArrayVarP(&f.labels, "label", "l", nil, "label `KEY=VALUE`")
@@ -68,7 +70,8 @@ func (f *createFlags) request(template string, getenv func(string) string) (*hos
 	return &hostagentv1.CreateSandboxRequest{
 		Template: template, SandboxId: f.id, Vcpus: f.vcpus, MemoryMb: memory, DiskSizeMb: disk,
 		TimeoutSec: int32((f.idle + time.Second - 1) / time.Second), DefaultUser: f.user, DefaultEnv: env, Labels: labels,
-		Network: &hostagentv1.NetworkPolicy{Mode: mode, Allow: f.allow},
+		Network:   &hostagentv1.NetworkPolicy{Mode: mode, Allow: f.allow},
+		ColdStart: f.cold,
 	}, nil
 }
 

@@ -60,6 +60,9 @@ type Record struct {
 	User        string            `json:"user,omitempty"`
 	Cwd         string            `json:"cwd,omitempty"`
 
+	// Snapshot is what its machine was started from; empty: it booted.
+	Snapshot string `json:"snapshot,omitempty"`
+
 	KernelID string   `json:"kernel_id"`
 	Slot     int      `json:"slot,omitempty"` // network slot index, 0: none
 	HostIP   string   `json:"host_ip,omitempty"`

@@ -70,6 +70,11 @@ type Spec struct {
 	DefaultEnv  map[string]string `json:"default_env,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Network     Policy            `json:"network"`
+	// ColdStart asks for a boot, also where there is a warm template.
+	ColdStart bool `json:"cold_start,omitempty"`
+	// Purpose says what hutchd itself made it for; empty: a caller did. Such a
+	// sandbox is not shown to callers, and does not outlive its hutchd.
+	Purpose string `json:"purpose,omitempty"`
 }
 
 // WithDefaults returns s with every zero value replaced by its default.

@@ -44,11 +44,12 @@ const (
 	Pause     Request = "pause"     // stop the vCPUs
 	Resume    Request = "resume"    // make it run again from whatever was kept
 	Hibernate Request = "hibernate" // write memory to disk and free it
+	Snapshot  Request = "snapshot"  // write down what it is
 	Destroy   Request = "destroy"   // end it and free everything
 )
 
 // Requests lists the requests.
-func Requests() []Request { return []Request{Use, Pause, Resume, Hibernate, Destroy} }
+func Requests() []Request { return []Request{Use, Pause, Resume, Hibernate, Snapshot, Destroy} }
 
 // Verdict is what to do with a request.
 type Verdict uint8
@@ -99,6 +100,10 @@ func verdicts() map[Request]map[State]Verdict {
 		},
 		Hibernate: {
 			Pending: Wait, Running: Accept, Paused: Accept, Hibernated: Already,
+			Stopped: Deny, Failed: Deny, Broken: Deny, Destroying: Deny,
+		},
+		Snapshot: {
+			Pending: Wait, Running: Accept, Paused: Accept, Hibernated: Deny,
 			Stopped: Deny, Failed: Deny, Broken: Deny, Destroying: Deny,
 		},
 		Destroy: {

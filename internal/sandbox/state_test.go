@@ -14,6 +14,7 @@ func TestDecide(t *testing.T) {
 		Pause:     "wait accept already deny deny deny deny deny",
 		Resume:    "wait already accept accept accept accept deny deny",
 		Hibernate: "wait accept accept already deny deny deny deny",
+		Snapshot:  "wait accept accept deny deny deny deny deny",
 		Destroy:   "accept accept accept accept accept accept accept already",
 	}
 	for _, r := range Requests() {

@@ -26,8 +26,10 @@ type record struct {
 		Reason string `json:"reason"`
 		HostIP string `json:"host_ip"`
 	} `json:"info"`
-	VMMPid int `json:"vmm_pid"`
-	Boots  int `json:"boots"`
+	VMMPid   int    `json:"vmm_pid"`
+	Boots    int    `json:"boots"`
+	BootID   string `json:"boot_id"`
+	Snapshot string `json:"snapshot_id"`
 }
 
 func inspect(t *testing.T, d *harness.Daemon, id string) record {

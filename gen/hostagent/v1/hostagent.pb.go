@@ -109,7 +109,9 @@ type CreateSandboxRequest struct {
 	Labels map[string]string `protobuf:"bytes,20,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// What the sandbox may reach. Default: the internet, but no other sandbox,
 	// not the host, no private range, no metadata address.
-	Network       *NetworkPolicy `protobuf:"bytes,21,opt,name=network,proto3" json:"network,omitempty"`
+	Network *NetworkPolicy `protobuf:"bytes,21,opt,name=network,proto3" json:"network,omitempty"`
+	// Boot it, also where a warm template of this shape could be copied.
+	ColdStart     bool `protobuf:"varint,22,opt,name=cold_start,json=coldStart,proto3" json:"cold_start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -212,6 +214,13 @@ func (x *CreateSandboxRequest) GetNetwork() *NetworkPolicy {
 		return x.Network
 	}
 	return nil
+}
+
+func (x *CreateSandboxRequest) GetColdStart() bool {
+	if x != nil {
+		return x.ColdStart
+	}
+	return false
 }
 
 // NetworkPolicy says what a sandbox may reach.
@@ -1072,7 +1081,7 @@ var File_hostagent_v1_hostagent_proto protoreflect.FileDescriptor
 
 const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\n" +
-	"\x1chostagent/v1/hostagent.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\x9a\b\n" +
+	"\x1chostagent/v1/hostagent.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\xb9\b\n" +
 	"\x14CreateSandboxRequest\x12?\n" +
 	"\btemplate\x18\x01 \x01(\tB#\xbaH r\x1e\x18\x80\x012\x19^([a-z0-9][a-z0-9._-]*)?$R\btemplate\x12\x1f\n" +
 	"\x05vcpus\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18@(\x00R\x05vcpus\x12\x91\x01\n" +
@@ -1090,7 +1099,9 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	" \x03(\v22.hostagent.v1.CreateSandboxRequest.DefaultEnvEntryB2\xbaH/\x9a\x01,\x10\x80\x02\"\x1fr\x1d\x18\x80\x022\x18^[A-Za-z_][A-Za-z0-9_]*$*\x06r\x04(\x80\x80\x02R\n" +
 	"defaultEnv\x12`\n" +
 	"\x06labels\x18\x14 \x03(\v2..hostagent.v1.CreateSandboxRequest.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\bR\x06labels\x125\n" +
-	"\anetwork\x18\x15 \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\anetwork\x1a=\n" +
+	"\anetwork\x18\x15 \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\anetwork\x12\x1d\n" +
+	"\n" +
+	"cold_start\x18\x16 \x01(\bR\tcoldStart\x1a=\n" +
 	"\x0fDefaultEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +

@@ -74,7 +74,7 @@ func (x ReadLogsRequest_Source) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReadLogsRequest_Source.Descriptor instead.
 func (ReadLogsRequest_Source) EnumDescriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{10, 0}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{12, 0}
 }
 
 type InspectSandboxRequest struct {
@@ -194,7 +194,9 @@ type SandboxRecord struct {
 	InFlight     int32        `protobuf:"varint,16,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
 	CreateStages []*StageTime `protobuf:"bytes,17,rep,name=create_stages,json=createStages,proto3" json:"create_stages,omitempty"`
 	// Unix milliseconds of the last change of state.
-	ChangedAtMs   int64 `protobuf:"varint,18,opt,name=changed_at_ms,json=changedAtMs,proto3" json:"changed_at_ms,omitempty"`
+	ChangedAtMs int64 `protobuf:"varint,18,opt,name=changed_at_ms,json=changedAtMs,proto3" json:"changed_at_ms,omitempty"`
+	// The snapshot that its machine was made from; empty: it booted.
+	SnapshotId    string `protobuf:"bytes,19,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -355,6 +357,13 @@ func (x *SandboxRecord) GetChangedAtMs() int64 {
 	return 0
 }
 
+func (x *SandboxRecord) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
 type KeepAliveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -435,6 +444,86 @@ func (*KeepAliveResponse) Descriptor() ([]byte, []int) {
 	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{4}
 }
 
+type HibernateSandboxRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HibernateSandboxRequest) Reset() {
+	*x = HibernateSandboxRequest{}
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HibernateSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HibernateSandboxRequest) ProtoMessage() {}
+
+func (x *HibernateSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HibernateSandboxRequest.ProtoReflect.Descriptor instead.
+func (*HibernateSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HibernateSandboxRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+type HibernateSandboxResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HibernateSandboxResponse) Reset() {
+	*x = HibernateSandboxResponse{}
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HibernateSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HibernateSandboxResponse) ProtoMessage() {}
+
+func (x *HibernateSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HibernateSandboxResponse.ProtoReflect.Descriptor instead.
+func (*HibernateSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{6}
+}
+
 type WaitSandboxRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -447,7 +536,7 @@ type WaitSandboxRequest struct {
 
 func (x *WaitSandboxRequest) Reset() {
 	*x = WaitSandboxRequest{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[5]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -459,7 +548,7 @@ func (x *WaitSandboxRequest) String() string {
 func (*WaitSandboxRequest) ProtoMessage() {}
 
 func (x *WaitSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[5]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -472,7 +561,7 @@ func (x *WaitSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitSandboxRequest.ProtoReflect.Descriptor instead.
 func (*WaitSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{5}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WaitSandboxRequest) GetSandboxId() string {
@@ -500,7 +589,7 @@ type WaitSandboxResponse struct {
 
 func (x *WaitSandboxResponse) Reset() {
 	*x = WaitSandboxResponse{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[6]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +601,7 @@ func (x *WaitSandboxResponse) String() string {
 func (*WaitSandboxResponse) ProtoMessage() {}
 
 func (x *WaitSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[6]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +614,7 @@ func (x *WaitSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitSandboxResponse.ProtoReflect.Descriptor instead.
 func (*WaitSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{6}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WaitSandboxResponse) GetStatus() string {
@@ -557,7 +646,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[7]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -569,7 +658,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[7]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -582,7 +671,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{7}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WatchEventsRequest) GetAfter() int64 {
@@ -617,7 +706,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[8]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +718,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[8]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +731,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{8}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WatchEventsResponse) GetEvent() *SandboxEvent {
@@ -679,7 +768,7 @@ type SandboxEvent struct {
 
 func (x *SandboxEvent) Reset() {
 	*x = SandboxEvent{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[9]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +780,7 @@ func (x *SandboxEvent) String() string {
 func (*SandboxEvent) ProtoMessage() {}
 
 func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[9]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +793,7 @@ func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvent.ProtoReflect.Descriptor instead.
 func (*SandboxEvent) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{9}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SandboxEvent) GetSequence() int64 {
@@ -768,7 +857,7 @@ type ReadLogsRequest struct {
 
 func (x *ReadLogsRequest) Reset() {
 	*x = ReadLogsRequest{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[10]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +869,7 @@ func (x *ReadLogsRequest) String() string {
 func (*ReadLogsRequest) ProtoMessage() {}
 
 func (x *ReadLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[10]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +882,7 @@ func (x *ReadLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogsRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogsRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{10}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReadLogsRequest) GetSandboxId() string {
@@ -826,7 +915,7 @@ type ReadLogsResponse struct {
 
 func (x *ReadLogsResponse) Reset() {
 	*x = ReadLogsResponse{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[11]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +927,7 @@ func (x *ReadLogsResponse) String() string {
 func (*ReadLogsResponse) ProtoMessage() {}
 
 func (x *ReadLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[11]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +940,7 @@ func (x *ReadLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogsResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogsResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{11}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReadLogsResponse) GetData() []byte {
@@ -870,7 +959,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[12]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +971,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[12]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +984,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{12}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetStatsRequest) GetSandboxId() string {
@@ -927,7 +1016,7 @@ type GetStatsResponse struct {
 
 func (x *GetStatsResponse) Reset() {
 	*x = GetStatsResponse{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[13]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1028,7 @@ func (x *GetStatsResponse) String() string {
 func (*GetStatsResponse) ProtoMessage() {}
 
 func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[13]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1041,7 @@ func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{13}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetStatsResponse) GetCpuMicros() int64 {
@@ -1027,7 +1116,7 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB+\xbaH(r&\x10\x01\x18(2 ^[a-z0-9]([a-z0-9-]*[a-z0-9-])?$R\tsandboxId\"O\n" +
 	"\x16InspectSandboxResponse\x125\n" +
-	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\xb8\x05\n" +
+	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\xd9\x05\n" +
 	"\rSandboxRecord\x12-\n" +
 	"\x04info\x18\x01 \x01(\v2\x19.hostagent.v1.SandboxInfoR\x04info\x126\n" +
 	"\x03env\x18\x02 \x03(\v2$.hostagent.v1.SandboxRecord.EnvEntryR\x03env\x12!\n" +
@@ -1048,14 +1137,20 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\x05boots\x18\x0f \x01(\x05R\x05boots\x12\x1b\n" +
 	"\tin_flight\x18\x10 \x01(\x05R\binFlight\x12<\n" +
 	"\rcreate_stages\x18\x11 \x03(\v2\x17.hostagent.v1.StageTimeR\fcreateStages\x12\"\n" +
-	"\rchanged_at_ms\x18\x12 \x01(\x03R\vchangedAtMs\x1a6\n" +
+	"\rchanged_at_ms\x18\x12 \x01(\x03R\vchangedAtMs\x12\x1f\n" +
+	"\vsnapshot_id\x18\x13 \x01(\tR\n" +
+	"snapshotId\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
 	"\x10KeepAliveRequest\x12&\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\tsandboxId\"\x13\n" +
-	"\x11KeepAliveResponse\"^\n" +
+	"\x11KeepAliveResponse\"A\n" +
+	"\x17HibernateSandboxRequest\x12&\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\tsandboxId\"\x1a\n" +
+	"\x18HibernateSandboxResponse\"^\n" +
 	"\x12WaitSandboxRequest\x12&\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\tsandboxId\x12 \n" +
@@ -1108,10 +1203,11 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"rx_packets\x18\b \x01(\x03R\trxPackets\x12\x1d\n" +
 	"\n" +
-	"tx_packets\x18\t \x01(\x03R\ttxPackets2\xfd\x03\n" +
+	"tx_packets\x18\t \x01(\x03R\ttxPackets2\xe0\x04\n" +
 	"\x0eSandboxService\x12[\n" +
 	"\x0eInspectSandbox\x12#.hostagent.v1.InspectSandboxRequest\x1a$.hostagent.v1.InspectSandboxResponse\x12L\n" +
-	"\tKeepAlive\x12\x1e.hostagent.v1.KeepAliveRequest\x1a\x1f.hostagent.v1.KeepAliveResponse\x12R\n" +
+	"\tKeepAlive\x12\x1e.hostagent.v1.KeepAliveRequest\x1a\x1f.hostagent.v1.KeepAliveResponse\x12a\n" +
+	"\x10HibernateSandbox\x12%.hostagent.v1.HibernateSandboxRequest\x1a&.hostagent.v1.HibernateSandboxResponse\x12R\n" +
 	"\vWaitSandbox\x12 .hostagent.v1.WaitSandboxRequest\x1a!.hostagent.v1.WaitSandboxResponse\x12T\n" +
 	"\vWatchEvents\x12 .hostagent.v1.WatchEventsRequest\x1a!.hostagent.v1.WatchEventsResponse0\x01\x12K\n" +
 	"\bReadLogs\x12\x1d.hostagent.v1.ReadLogsRequest\x1a\x1e.hostagent.v1.ReadLogsResponse0\x01\x12I\n" +
@@ -1130,50 +1226,54 @@ func file_hostagent_v1_sandbox_proto_rawDescGZIP() []byte {
 }
 
 var file_hostagent_v1_sandbox_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_hostagent_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_hostagent_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_hostagent_v1_sandbox_proto_goTypes = []any{
-	(ReadLogsRequest_Source)(0),    // 0: hostagent.v1.ReadLogsRequest.Source
-	(*InspectSandboxRequest)(nil),  // 1: hostagent.v1.InspectSandboxRequest
-	(*InspectSandboxResponse)(nil), // 2: hostagent.v1.InspectSandboxResponse
-	(*SandboxRecord)(nil),          // 3: hostagent.v1.SandboxRecord
-	(*KeepAliveRequest)(nil),       // 4: hostagent.v1.KeepAliveRequest
-	(*KeepAliveResponse)(nil),      // 5: hostagent.v1.KeepAliveResponse
-	(*WaitSandboxRequest)(nil),     // 6: hostagent.v1.WaitSandboxRequest
-	(*WaitSandboxResponse)(nil),    // 7: hostagent.v1.WaitSandboxResponse
-	(*WatchEventsRequest)(nil),     // 8: hostagent.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),    // 9: hostagent.v1.WatchEventsResponse
-	(*SandboxEvent)(nil),           // 10: hostagent.v1.SandboxEvent
-	(*ReadLogsRequest)(nil),        // 11: hostagent.v1.ReadLogsRequest
-	(*ReadLogsResponse)(nil),       // 12: hostagent.v1.ReadLogsResponse
-	(*GetStatsRequest)(nil),        // 13: hostagent.v1.GetStatsRequest
-	(*GetStatsResponse)(nil),       // 14: hostagent.v1.GetStatsResponse
-	nil,                            // 15: hostagent.v1.SandboxRecord.EnvEntry
-	(*SandboxInfo)(nil),            // 16: hostagent.v1.SandboxInfo
-	(*NetworkPolicy)(nil),          // 17: hostagent.v1.NetworkPolicy
-	(*StageTime)(nil),              // 18: hostagent.v1.StageTime
+	(ReadLogsRequest_Source)(0),      // 0: hostagent.v1.ReadLogsRequest.Source
+	(*InspectSandboxRequest)(nil),    // 1: hostagent.v1.InspectSandboxRequest
+	(*InspectSandboxResponse)(nil),   // 2: hostagent.v1.InspectSandboxResponse
+	(*SandboxRecord)(nil),            // 3: hostagent.v1.SandboxRecord
+	(*KeepAliveRequest)(nil),         // 4: hostagent.v1.KeepAliveRequest
+	(*KeepAliveResponse)(nil),        // 5: hostagent.v1.KeepAliveResponse
+	(*HibernateSandboxRequest)(nil),  // 6: hostagent.v1.HibernateSandboxRequest
+	(*HibernateSandboxResponse)(nil), // 7: hostagent.v1.HibernateSandboxResponse
+	(*WaitSandboxRequest)(nil),       // 8: hostagent.v1.WaitSandboxRequest
+	(*WaitSandboxResponse)(nil),      // 9: hostagent.v1.WaitSandboxResponse
+	(*WatchEventsRequest)(nil),       // 10: hostagent.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 11: hostagent.v1.WatchEventsResponse
+	(*SandboxEvent)(nil),             // 12: hostagent.v1.SandboxEvent
+	(*ReadLogsRequest)(nil),          // 13: hostagent.v1.ReadLogsRequest
+	(*ReadLogsResponse)(nil),         // 14: hostagent.v1.ReadLogsResponse
+	(*GetStatsRequest)(nil),          // 15: hostagent.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),         // 16: hostagent.v1.GetStatsResponse
+	nil,                              // 17: hostagent.v1.SandboxRecord.EnvEntry
+	(*SandboxInfo)(nil),              // 18: hostagent.v1.SandboxInfo
+	(*NetworkPolicy)(nil),            // 19: hostagent.v1.NetworkPolicy
+	(*StageTime)(nil),                // 20: hostagent.v1.StageTime
 }
 var file_hostagent_v1_sandbox_proto_depIdxs = []int32{
 	3,  // 0: hostagent.v1.InspectSandboxResponse.sandbox:type_name -> hostagent.v1.SandboxRecord
-	16, // 1: hostagent.v1.SandboxRecord.info:type_name -> hostagent.v1.SandboxInfo
-	15, // 2: hostagent.v1.SandboxRecord.env:type_name -> hostagent.v1.SandboxRecord.EnvEntry
-	17, // 3: hostagent.v1.SandboxRecord.network:type_name -> hostagent.v1.NetworkPolicy
-	18, // 4: hostagent.v1.SandboxRecord.create_stages:type_name -> hostagent.v1.StageTime
-	10, // 5: hostagent.v1.WatchEventsResponse.event:type_name -> hostagent.v1.SandboxEvent
+	18, // 1: hostagent.v1.SandboxRecord.info:type_name -> hostagent.v1.SandboxInfo
+	17, // 2: hostagent.v1.SandboxRecord.env:type_name -> hostagent.v1.SandboxRecord.EnvEntry
+	19, // 3: hostagent.v1.SandboxRecord.network:type_name -> hostagent.v1.NetworkPolicy
+	20, // 4: hostagent.v1.SandboxRecord.create_stages:type_name -> hostagent.v1.StageTime
+	12, // 5: hostagent.v1.WatchEventsResponse.event:type_name -> hostagent.v1.SandboxEvent
 	0,  // 6: hostagent.v1.ReadLogsRequest.source:type_name -> hostagent.v1.ReadLogsRequest.Source
 	1,  // 7: hostagent.v1.SandboxService.InspectSandbox:input_type -> hostagent.v1.InspectSandboxRequest
 	4,  // 8: hostagent.v1.SandboxService.KeepAlive:input_type -> hostagent.v1.KeepAliveRequest
-	6,  // 9: hostagent.v1.SandboxService.WaitSandbox:input_type -> hostagent.v1.WaitSandboxRequest
-	8,  // 10: hostagent.v1.SandboxService.WatchEvents:input_type -> hostagent.v1.WatchEventsRequest
-	11, // 11: hostagent.v1.SandboxService.ReadLogs:input_type -> hostagent.v1.ReadLogsRequest
-	13, // 12: hostagent.v1.SandboxService.GetStats:input_type -> hostagent.v1.GetStatsRequest
-	2,  // 13: hostagent.v1.SandboxService.InspectSandbox:output_type -> hostagent.v1.InspectSandboxResponse
-	5,  // 14: hostagent.v1.SandboxService.KeepAlive:output_type -> hostagent.v1.KeepAliveResponse
-	7,  // 15: hostagent.v1.SandboxService.WaitSandbox:output_type -> hostagent.v1.WaitSandboxResponse
-	9,  // 16: hostagent.v1.SandboxService.WatchEvents:output_type -> hostagent.v1.WatchEventsResponse
-	12, // 17: hostagent.v1.SandboxService.ReadLogs:output_type -> hostagent.v1.ReadLogsResponse
-	14, // 18: hostagent.v1.SandboxService.GetStats:output_type -> hostagent.v1.GetStatsResponse
-	13, // [13:19] is the sub-list for method output_type
-	7,  // [7:13] is the sub-list for method input_type
+	6,  // 9: hostagent.v1.SandboxService.HibernateSandbox:input_type -> hostagent.v1.HibernateSandboxRequest
+	8,  // 10: hostagent.v1.SandboxService.WaitSandbox:input_type -> hostagent.v1.WaitSandboxRequest
+	10, // 11: hostagent.v1.SandboxService.WatchEvents:input_type -> hostagent.v1.WatchEventsRequest
+	13, // 12: hostagent.v1.SandboxService.ReadLogs:input_type -> hostagent.v1.ReadLogsRequest
+	15, // 13: hostagent.v1.SandboxService.GetStats:input_type -> hostagent.v1.GetStatsRequest
+	2,  // 14: hostagent.v1.SandboxService.InspectSandbox:output_type -> hostagent.v1.InspectSandboxResponse
+	5,  // 15: hostagent.v1.SandboxService.KeepAlive:output_type -> hostagent.v1.KeepAliveResponse
+	7,  // 16: hostagent.v1.SandboxService.HibernateSandbox:output_type -> hostagent.v1.HibernateSandboxResponse
+	9,  // 17: hostagent.v1.SandboxService.WaitSandbox:output_type -> hostagent.v1.WaitSandboxResponse
+	11, // 18: hostagent.v1.SandboxService.WatchEvents:output_type -> hostagent.v1.WatchEventsResponse
+	14, // 19: hostagent.v1.SandboxService.ReadLogs:output_type -> hostagent.v1.ReadLogsResponse
+	16, // 20: hostagent.v1.SandboxService.GetStats:output_type -> hostagent.v1.GetStatsResponse
+	14, // [14:21] is the sub-list for method output_type
+	7,  // [7:14] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1191,7 +1291,7 @@ func file_hostagent_v1_sandbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hostagent_v1_sandbox_proto_rawDesc), len(file_hostagent_v1_sandbox_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

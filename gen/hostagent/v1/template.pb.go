@@ -927,6 +927,161 @@ func (*RemoveTemplateResponse) Descriptor() ([]byte, []int) {
 	return file_hostagent_v1_template_proto_rawDescGZIP(), []int{12}
 }
 
+type WarmTemplateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The shape; zero values mean what they mean in a create.
+	Vcpus         int32 `protobuf:"varint,2,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	MemoryMb      int32 `protobuf:"varint,3,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
+	DiskSizeMb    int32 `protobuf:"varint,4,opt,name=disk_size_mb,json=diskSizeMb,proto3" json:"disk_size_mb,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmTemplateRequest) Reset() {
+	*x = WarmTemplateRequest{}
+	mi := &file_hostagent_v1_template_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmTemplateRequest) ProtoMessage() {}
+
+func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_template_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
+func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_template_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *WarmTemplateRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WarmTemplateRequest) GetVcpus() int32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+func (x *WarmTemplateRequest) GetMemoryMb() int32 {
+	if x != nil {
+		return x.MemoryMb
+	}
+	return 0
+}
+
+func (x *WarmTemplateRequest) GetDiskSizeMb() int32 {
+	if x != nil {
+		return x.DiskSizeMb
+	}
+	return 0
+}
+
+type WarmTemplateResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	SnapshotId string                 `protobuf:"bytes,1,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// The shape.
+	Vcpus      int32 `protobuf:"varint,2,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	MemoryMb   int32 `protobuf:"varint,3,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
+	DiskSizeMb int32 `protobuf:"varint,4,opt,name=disk_size_mb,json=diskSizeMb,proto3" json:"disk_size_mb,omitempty"`
+	// What it takes in RAM while sandboxes are made from it, and on disk, bytes.
+	MemoryBytes   int64 `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes     int64 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmTemplateResponse) Reset() {
+	*x = WarmTemplateResponse{}
+	mi := &file_hostagent_v1_template_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmTemplateResponse) ProtoMessage() {}
+
+func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_template_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
+func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_template_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WarmTemplateResponse) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *WarmTemplateResponse) GetVcpus() int32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
+}
+
+func (x *WarmTemplateResponse) GetMemoryMb() int32 {
+	if x != nil {
+		return x.MemoryMb
+	}
+	return 0
+}
+
+func (x *WarmTemplateResponse) GetDiskSizeMb() int32 {
+	if x != nil {
+		return x.DiskSizeMb
+	}
+	return 0
+}
+
+func (x *WarmTemplateResponse) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *WarmTemplateResponse) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
 type ImportTemplateRequest_Header struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -938,7 +1093,7 @@ type ImportTemplateRequest_Header struct {
 
 func (x *ImportTemplateRequest_Header) Reset() {
 	*x = ImportTemplateRequest_Header{}
-	mi := &file_hostagent_v1_template_proto_msgTypes[15]
+	mi := &file_hostagent_v1_template_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1105,7 @@ func (x *ImportTemplateRequest_Header) String() string {
 func (*ImportTemplateRequest_Header) ProtoMessage() {}
 
 func (x *ImportTemplateRequest_Header) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_template_proto_msgTypes[15]
+	mi := &file_hostagent_v1_template_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,13 +1222,30 @@ const file_hostagent_v1_template_proto_rawDesc = "" +
 	"sandboxIds\"4\n" +
 	"\x15RemoveTemplateRequest\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\"\x18\n" +
-	"\x16RemoveTemplateResponse2\xe3\x03\n" +
+	"\x16RemoveTemplateResponse\"\xc7\x01\n" +
+	"\x13WarmTemplateRequest\x126\n" +
+	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x10\x01\x18\x80\x012\x16^[a-z0-9][a-z0-9._-]*$R\x04name\x12\x1f\n" +
+	"\x05vcpus\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18@(\x00R\x05vcpus\x12(\n" +
+	"\tmemory_mb\x18\x03 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80@(\x00R\bmemoryMb\x12-\n" +
+	"\fdisk_size_mb\x18\x04 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80@(\x00R\n" +
+	"diskSizeMb\"\xce\x01\n" +
+	"\x14WarmTemplateResponse\x12\x1f\n" +
+	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
+	"snapshotId\x12\x14\n" +
+	"\x05vcpus\x18\x02 \x01(\x05R\x05vcpus\x12\x1b\n" +
+	"\tmemory_mb\x18\x03 \x01(\x05R\bmemoryMb\x12 \n" +
+	"\fdisk_size_mb\x18\x04 \x01(\x05R\n" +
+	"diskSizeMb\x12!\n" +
+	"\fmemory_bytes\x18\x05 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\x06 \x01(\x03R\tdiskBytes2\xba\x04\n" +
 	"\x0fTemplateService\x12Z\n" +
 	"\rBuildTemplate\x12\".hostagent.v1.BuildTemplateRequest\x1a#.hostagent.v1.BuildTemplateResponse0\x01\x12]\n" +
 	"\x0eImportTemplate\x12#.hostagent.v1.ImportTemplateRequest\x1a$.hostagent.v1.ImportTemplateResponse(\x01\x12X\n" +
 	"\rListTemplates\x12\".hostagent.v1.ListTemplatesRequest\x1a#.hostagent.v1.ListTemplatesResponse\x12^\n" +
 	"\x0fInspectTemplate\x12$.hostagent.v1.InspectTemplateRequest\x1a%.hostagent.v1.InspectTemplateResponse\x12[\n" +
-	"\x0eRemoveTemplate\x12#.hostagent.v1.RemoveTemplateRequest\x1a$.hostagent.v1.RemoveTemplateResponseB9Z7github.com/hutch-run/hutch/gen/hostagent/v1;hostagentv1b\x06proto3"
+	"\x0eRemoveTemplate\x12#.hostagent.v1.RemoveTemplateRequest\x1a$.hostagent.v1.RemoveTemplateResponse\x12U\n" +
+	"\fWarmTemplate\x12!.hostagent.v1.WarmTemplateRequest\x1a\".hostagent.v1.WarmTemplateResponseB9Z7github.com/hutch-run/hutch/gen/hostagent/v1;hostagentv1b\x06proto3"
 
 var (
 	file_hostagent_v1_template_proto_rawDescOnce sync.Once
@@ -1087,7 +1259,7 @@ func file_hostagent_v1_template_proto_rawDescGZIP() []byte {
 	return file_hostagent_v1_template_proto_rawDescData
 }
 
-var file_hostagent_v1_template_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_hostagent_v1_template_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_hostagent_v1_template_proto_goTypes = []any{
 	(*Template)(nil),                     // 0: hostagent.v1.Template
 	(*TemplateDefaults)(nil),             // 1: hostagent.v1.TemplateDefaults
@@ -1102,17 +1274,19 @@ var file_hostagent_v1_template_proto_goTypes = []any{
 	(*InspectTemplateResponse)(nil),      // 10: hostagent.v1.InspectTemplateResponse
 	(*RemoveTemplateRequest)(nil),        // 11: hostagent.v1.RemoveTemplateRequest
 	(*RemoveTemplateResponse)(nil),       // 12: hostagent.v1.RemoveTemplateResponse
-	nil,                                  // 13: hostagent.v1.Template.EnvEntry
-	nil,                                  // 14: hostagent.v1.TemplateDefaults.EnvEntry
-	(*ImportTemplateRequest_Header)(nil), // 15: hostagent.v1.ImportTemplateRequest.Header
+	(*WarmTemplateRequest)(nil),          // 13: hostagent.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),         // 14: hostagent.v1.WarmTemplateResponse
+	nil,                                  // 15: hostagent.v1.Template.EnvEntry
+	nil,                                  // 16: hostagent.v1.TemplateDefaults.EnvEntry
+	(*ImportTemplateRequest_Header)(nil), // 17: hostagent.v1.ImportTemplateRequest.Header
 }
 var file_hostagent_v1_template_proto_depIdxs = []int32{
-	13, // 0: hostagent.v1.Template.env:type_name -> hostagent.v1.Template.EnvEntry
-	14, // 1: hostagent.v1.TemplateDefaults.env:type_name -> hostagent.v1.TemplateDefaults.EnvEntry
+	15, // 0: hostagent.v1.Template.env:type_name -> hostagent.v1.Template.EnvEntry
+	16, // 1: hostagent.v1.TemplateDefaults.env:type_name -> hostagent.v1.TemplateDefaults.EnvEntry
 	1,  // 2: hostagent.v1.BuildTemplateRequest.defaults:type_name -> hostagent.v1.TemplateDefaults
 	4,  // 3: hostagent.v1.BuildTemplateResponse.progress:type_name -> hostagent.v1.BuildProgress
 	0,  // 4: hostagent.v1.BuildTemplateResponse.template:type_name -> hostagent.v1.Template
-	15, // 5: hostagent.v1.ImportTemplateRequest.header:type_name -> hostagent.v1.ImportTemplateRequest.Header
+	17, // 5: hostagent.v1.ImportTemplateRequest.header:type_name -> hostagent.v1.ImportTemplateRequest.Header
 	0,  // 6: hostagent.v1.ImportTemplateResponse.template:type_name -> hostagent.v1.Template
 	0,  // 7: hostagent.v1.ListTemplatesResponse.templates:type_name -> hostagent.v1.Template
 	0,  // 8: hostagent.v1.InspectTemplateResponse.template:type_name -> hostagent.v1.Template
@@ -1122,13 +1296,15 @@ var file_hostagent_v1_template_proto_depIdxs = []int32{
 	7,  // 12: hostagent.v1.TemplateService.ListTemplates:input_type -> hostagent.v1.ListTemplatesRequest
 	9,  // 13: hostagent.v1.TemplateService.InspectTemplate:input_type -> hostagent.v1.InspectTemplateRequest
 	11, // 14: hostagent.v1.TemplateService.RemoveTemplate:input_type -> hostagent.v1.RemoveTemplateRequest
-	3,  // 15: hostagent.v1.TemplateService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
-	6,  // 16: hostagent.v1.TemplateService.ImportTemplate:output_type -> hostagent.v1.ImportTemplateResponse
-	8,  // 17: hostagent.v1.TemplateService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
-	10, // 18: hostagent.v1.TemplateService.InspectTemplate:output_type -> hostagent.v1.InspectTemplateResponse
-	12, // 19: hostagent.v1.TemplateService.RemoveTemplate:output_type -> hostagent.v1.RemoveTemplateResponse
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
+	13, // 15: hostagent.v1.TemplateService.WarmTemplate:input_type -> hostagent.v1.WarmTemplateRequest
+	3,  // 16: hostagent.v1.TemplateService.BuildTemplate:output_type -> hostagent.v1.BuildTemplateResponse
+	6,  // 17: hostagent.v1.TemplateService.ImportTemplate:output_type -> hostagent.v1.ImportTemplateResponse
+	8,  // 18: hostagent.v1.TemplateService.ListTemplates:output_type -> hostagent.v1.ListTemplatesResponse
+	10, // 19: hostagent.v1.TemplateService.InspectTemplate:output_type -> hostagent.v1.InspectTemplateResponse
+	12, // 20: hostagent.v1.TemplateService.RemoveTemplate:output_type -> hostagent.v1.RemoveTemplateResponse
+	14, // 21: hostagent.v1.TemplateService.WarmTemplate:output_type -> hostagent.v1.WarmTemplateResponse
+	16, // [16:22] is the sub-list for method output_type
+	10, // [10:16] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -1158,7 +1334,7 @@ func file_hostagent_v1_template_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hostagent_v1_template_proto_rawDesc), len(file_hostagent_v1_template_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -40,6 +40,7 @@ type Config struct {
 
 	Limits LimitsConfig `toml:"limits"`
 	Slots  SlotsConfig  `toml:"slots"`
+	Warm   WarmConfig   `toml:"warm"`
 }
 
 // LimitsConfig bounds what sandboxes take of the host. Zero: see each.
@@ -58,6 +59,14 @@ type SlotsConfig struct {
 	DNS      []string `toml:"dns"`      // resolvers of guests; empty: the host's
 }
 
+// WarmConfig is about warm templates.
+type WarmConfig struct {
+	// Auto makes a warm template of every shape that was booted.
+	Auto     bool `toml:"auto"`
+	MemoryMB int  `toml:"memory_mb"` // kept in RAM at most; 0: no bound
+	DiskMB   int  `toml:"disk_mb"`   // kept on disk at most; 0: no bound
+}
+
 // DefaultConfig is what hutchd does when told nothing.
 func DefaultConfig() Config {
 	return Config{
@@ -68,6 +77,7 @@ func DefaultConfig() Config {
 		LogLevel: "info", LogFormat: "text",
 		Limits: LimitsConfig{MinFreeMemoryMB: 256, MinFreeDiskMB: 512},
 		Slots:  SlotsConfig{Prepared: 2},
+		Warm:   WarmConfig{MemoryMB: 2048, DiskMB: 20480},
 	}
 }
 

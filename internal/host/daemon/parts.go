@@ -20,6 +20,7 @@ import (
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
 	"github.com/hutch-run/hutch/internal/host/metrics"
 	"github.com/hutch-run/hutch/internal/host/network"
+	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/host/store"
 	"github.com/hutch-run/hutch/internal/host/template"
 	"github.com/hutch-run/hutch/internal/host/vmm"
@@ -37,6 +38,7 @@ type parts struct {
 	store     *store.Store
 	events    *events.Log
 	disks     *disk.Disks
+	snapshots *snapshot.Store
 	templates *template.Store
 	kernels   *kernel.Store
 	network   *network.Network
@@ -81,6 +83,9 @@ func (p *parts) openStore(context.Context) error {
 	p.closing.Add("close events", func(context.Context) error { return p.events.Close() })
 	p.disks = disk.New(disk.Params{BlankDir: p.store.BlankDir(), Log: p.log})
 	p.closing.Add("close disks", func(context.Context) error { p.disks.Close(); return nil })
+	if p.snapshots, err = snapshot.NewStore(p.store.SnapshotsDir()); err != nil {
+		return err
+	}
 	p.templates, err = template.Open(template.Params{Root: p.cfg.Root, Log: p.log})
 	return err
 }
@@ -151,7 +156,8 @@ func (p *parts) openSandboxes(context.Context) error {
 	p.sandboxes, err = lifecycle.New(lifecycle.Params{
 		Driver: p.driver, Slots: p.network, Records: p.store, Disks: p.disks, Templates: p.templates,
 		Events: meteredEvents{p.events, p.metrics},
-		Kernel: p.kernels.Current,
+		Kernel: p.kernels.Current, OldKernel: p.kernels.Get, Snapshots: p.snapshots,
+		Warm: lifecycle.Warm{Auto: p.cfg.Warm.Auto, MemoryMB: p.cfg.Warm.MemoryMB, DiskMB: p.cfg.Warm.DiskMB},
 		Connect: func(vm vmm.VM, log *slog.Logger) guestconn.Guest {
 			return guestconn.New(guestconn.Params{Dial: vm.DialLink, Done: vm.Done(), Log: log})
 		},

@@ -152,6 +152,7 @@ func (p *parts) api(started time.Time) (*rpc.API, error) {
 	return rpc.New(rpc.Params{
 		Sandboxes: p.sandboxes,
 		Templates: templates{p},
+		Warm:      p.sandboxes,
 		Host:      host{p, started},
 		Subscribe: p.events.Subscribe,
 		LogPath: func(id sandbox.ID, source rpc.LogSource) string {

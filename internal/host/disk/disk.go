@@ -91,6 +91,14 @@ func (d *Disks) Clone(ctx context.Context, src, dst string) error {
 	return nil
 }
 
+// Remove removes the disk at path. One that is not there is no error.
+func (d *Disks) Remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove disk: %w", err)
+	}
+	return nil
+}
+
 // Sync makes the disk at path, and its name, durable: a host that crashes
 // later finds the whole file system, not one with parts torn out.
 func (d *Disks) Sync(path string) error {

@@ -24,6 +24,9 @@ type Sandboxes interface {
 	Destroy(ctx context.Context, id sandbox.ID) error
 	Pause(ctx context.Context, id sandbox.ID) error
 	Resume(ctx context.Context, id sandbox.ID) error
+	// Hibernate writes a sandbox's memory to disk and ends its VM. A Resume that
+	// comes meanwhile ends it; it is fault.Canceled then.
+	Hibernate(ctx context.Context, id sandbox.ID) error
 	// Use holds a sandbox active and gives access to its guest until the
 	// returned done is called.
 	Use(ctx context.Context, id sandbox.ID) (g guestconn.Guest, done func(), err error)

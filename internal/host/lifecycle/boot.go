@@ -35,11 +35,20 @@ type boot struct {
 	// sandbox itself says that it uses it.
 	release func()
 	kernel  kernel.Pack
-	turn    *turn
-	slot    network.Slot
-	synced  chan error // result of the data disk's sync; nil: none
-	undos   undo.Stack
-	stages  []sandbox.Stage
+	warm    *warmTemplate // start from it, if that works; nil: none
+	from    *origin       // start from it; nil: boot
+	bootID  string        // of a copy
+	// hibernation is the directory of a memory that must not be used twice;
+	// spent says that it is used now.
+	hibernation string
+	spent       bool
+	turn        *turn
+	slot        network.Slot
+	synced      chan error // result of the data disk's sync; nil: none
+	undos       undo.Stack
+	done        []func() // called when the boot is over, however it went
+	stages      []sandbox.Stage
+	tried       time.Time // when the last list of steps began
 }
 
 type step struct {
@@ -47,18 +56,61 @@ type step struct {
 	do   func(context.Context) error
 }
 
-// createSteps make a new sandbox.
-func (o *boot) createSteps() []step {
+// createSteps make a new sandbox: first what any needs, then a copy of a
+// machine or one that boots.
+func (o *boot) firstSteps() []step {
 	return []step{
 		{"record", o.writeFirst},
 		{"queue", o.waitForTurn},
-		{"disk", o.makeDisk},
 		{"slot", o.takeSlot},
+	}
+}
+
+func (o *boot) copySteps() []step {
+	return []step{
+		{"memory", o.findMemory},
+		{"disk", o.copyDisk},
+		{"restore", o.launch},
+		{"hello", o.waitForHello},
+		{"configure", o.configure},
+	}
+}
+
+func (o *boot) bootSteps() []step {
+	return []step{
+		{"disk", o.makeDisk},
 		{"launch", o.launch},
 		{"hello", o.waitForHello},
 		{"configure", o.configure},
-		{"running", o.becomeRunning},
 	}
+}
+
+func (o *boot) lastSteps() []step { return []step{{"running", o.becomeRunning}} }
+
+// create does the steps of a new sandbox. A copy that does not work out becomes
+// a boot: the caller asked for a sandbox, and not for a way to it.
+func (o *boot) create() (failed, left error) {
+	defer o.turn.end()
+	if failed, left = o.run(o.firstSteps()); failed != nil {
+		return failed, left
+	}
+	if o.warm != nil {
+		before := o.undos.Len()
+		failed, left = o.try(o.copySteps(), before)
+		switch {
+		case failed == nil:
+			return o.run(o.lastSteps())
+		case left != nil || o.life.Err() != nil || o.m.closing.Err() != nil:
+			return failed, errors.Join(left, o.undos.Run(o.life))
+		}
+		o.log.Warn("warm start failed, booting instead", slog.Any("error", failed))
+		o.from, o.bootID = nil, ""
+		o.stages = append(o.stages, sandbox.Stage{Name: "warm start failed", Took: time.Since(o.tried)})
+	}
+	if failed, left = o.run(o.bootSteps()); failed != nil {
+		return failed, left
+	}
+	return o.run(o.lastSteps())
 }
 
 // rebootSteps bring up a sandbox from the disk it has.
@@ -74,10 +126,13 @@ func (o *boot) rebootSteps() []step {
 	}
 }
 
-// run does the steps. When one fails it takes back what they acquired, all
-// but the record, and returns the failure and what could not be taken back.
-func (o *boot) run(steps []step) (failed, left error) {
-	defer o.turn.end()
+// run does the steps. When one fails it takes back what was acquired, all but
+// the record, and returns the failure and what could not be taken back.
+func (o *boot) run(steps []step) (failed, left error) { return o.try(steps, 0) }
+
+// try is run, which takes back only what came after the first keep undos.
+func (o *boot) try(steps []step, keep int) (failed, left error) {
+	o.tried = time.Now()
 	ctx, cancel := context.WithCancelCause(o.life)
 	defer cancel(nil)
 	stop := context.AfterFunc(o.m.closing, func() { cancel(context.Cause(o.m.closing)) })
@@ -97,12 +152,10 @@ func (o *boot) run(steps []step) (failed, left error) {
 				err = asked
 			}
 			o.log.Info("start failed", slog.String("step", s.name), slog.Any("error", err))
-			return fmt.Errorf("%s sandbox %s: %w", o.op, o.id, err), o.undos.Run(ctx)
+			return fmt.Errorf("%s sandbox %s: %w", o.op, o.id, err), o.undos.RunTo(ctx, keep)
 		}
 		o.stages = append(o.stages, sandbox.Stage{Name: s.name, Took: time.Since(began)})
 	}
-	o.undos.Release()
-	o.grant.booted()
 	return nil, nil
 }
 
@@ -132,6 +185,12 @@ func (o *boot) makeDisk(ctx context.Context) error {
 	if err := o.m.p.Disks.Create(ctx, path, o.rec.Spec.DiskMB); err != nil {
 		return err
 	}
+	o.syncDisk(path)
+	return nil
+}
+
+// syncDisk has the data disk synced meanwhile.
+func (o *boot) syncDisk(path string) {
 	o.synced = make(chan error, 1)
 	o.m.wg.Go(func() { o.synced <- o.m.p.Disks.Sync(path) })
 	o.undos.Add("disk sync", func(context.Context) error {
@@ -141,6 +200,32 @@ func (o *boot) makeDisk(ctx context.Context) error {
 		o.synced = nil
 		return nil
 	})
+}
+
+// findMemory has what the copy is made of in RAM.
+func (o *boot) findMemory(ctx context.Context) error {
+	from, err := o.warm.load(ctx)
+	if err != nil {
+		return err
+	}
+	release, ok := from.use()
+	if !ok {
+		return fault.New(fault.Unavailable, "the warm template is being removed")
+	}
+	o.from, o.bootID = from, newUUID()
+	o.undos.Add("origin", func(context.Context) error { release(); return nil })
+	o.done = append(o.done, release)
+	return nil
+}
+
+// copyDisk makes the data disk a copy of the origin's.
+func (o *boot) copyDisk(ctx context.Context) error {
+	path := o.m.p.Records.DataDisk(o.id)
+	if err := o.from.data(ctx, path); err != nil {
+		return err
+	}
+	o.undos.Add("disk", func(context.Context) error { return o.m.p.Disks.Remove(path) })
+	o.syncDisk(path)
 	return nil
 }
 
@@ -150,6 +235,7 @@ func (o *boot) takeSlot(ctx context.Context) error {
 		return fmt.Errorf("take network slot: %w", err)
 	}
 	o.slot, o.rec.Slot, o.rec.HostIP = slot, slot.Index, slot.HostIP.String()
+	o.box.slot = slot
 	o.undos.Add("network slot", o.freeSlot)
 	return nil
 }
@@ -175,7 +261,7 @@ func (o *boot) launch(ctx context.Context) error {
 	o.rec.KernelID = o.kernel.ID
 	spec := o.vmSpec(o.image, o.kernel, o.slot.Netns)
 	spec.NIC = &vmm.NIC{Tap: tap, MAC: network.GuestMAC}
-	vm, err := o.m.p.Driver.Launch(ctx, spec)
+	vm, err := o.start(ctx, spec)
 	if err != nil {
 		return fmt.Errorf("launch VM: %w", err)
 	}
@@ -184,7 +270,25 @@ func (o *boot) launch(ctx context.Context) error {
 	o.undos.Add("VM", o.killVM)
 	err = o.save()
 	o.publish()
-	return err
+	if err != nil || o.from == nil {
+		return err
+	}
+	if err := o.spend(); err != nil {
+		return err
+	}
+	return vm.Resume(ctx)
+}
+
+// start starts the VM: a boot, or a copy that stands until it is resumed.
+func (o *boot) start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
+	if o.from == nil {
+		return o.m.p.Driver.Launch(ctx, spec)
+	}
+	driver, ok := o.m.p.Driver.(vmm.Snapshotter)
+	if !ok {
+		return nil, fault.New(fault.Unimplemented, "%s can't start a VM from what was written down", o.m.p.Driver.Caps().Name)
+	}
+	return driver.Restore(ctx, spec, o.from.saved())
 }
 
 // waitForHello waits for the guest agent. When it does not come, the error
@@ -209,7 +313,9 @@ func (o *boot) configure(ctx context.Context) error {
 	defer cancel()
 	ctx, stop := whileAlive(ctx, o.vm)
 	defer stop()
-	facts, err := o.guest.Configure(ctx, o.guestConfig())
+	config := o.guestConfig()
+	config.BootID = o.bootID
+	facts, err := o.guest.Configure(ctx, config)
 	if err != nil {
 		return o.explain(ctx, "configure guest", err)
 	}
@@ -238,11 +344,16 @@ func (o *boot) becomeRunning(ctx context.Context) error {
 	o.active()
 	o.rec.Boots++
 	o.rec.Stages = o.stages
+	if o.from != nil && o.warm != nil {
+		o.rec.Snapshot = o.warm.snap.ID
+	}
 	err := o.commit(change{to: sandbox.Running, cause: sandbox.ByUser, must: true})
 	if err != nil {
 		o.rec.Boots--
 		return err
 	}
+	o.undos.Release()
+	o.grant.booted()
 	o.startClock()
 	return nil
 }

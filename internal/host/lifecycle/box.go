@@ -10,6 +10,7 @@ import (
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/guestconn"
+	"github.com/hutch-run/hutch/internal/host/network"
 	"github.com/hutch-run/hutch/internal/host/vmm"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
@@ -43,6 +44,7 @@ type box struct {
 	attempt  *attempt  // at a destroy; guarded by mu
 	over     bool      // the driver takes nothing any more; guarded by mu
 	inFlight int       // uses; guarded by mu
+	rouse    func()    // ends a hibernation on its way; guarded by mu
 	activeAt time.Time // end of the last use and the like; guarded by mu
 
 	// What follows belongs to the driver.
@@ -51,6 +53,7 @@ type box struct {
 	vm       vmm.VM
 	guest    guestconn.Guest
 	clock    *clockSync
+	slot     network.Slot // while there is one
 	grant    *grant
 	gone     bool
 	leaving  bool      // hutchd stops

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,44 @@ import (
 type fakeDriver struct{ s *session }
 
 func (d fakeDriver) Caps() vmm.Caps {
-	return vmm.Caps{Name: "fake", Accel: "none", MaxVCPUs: 8, MemoryOverheadMB: 10}
+	return vmm.Caps{
+		Name: "fake", Version: "1", Accel: "none", MaxVCPUs: 8, MemoryOverheadMB: 10,
+		Snapshots: true, Machine: "toy", CPU: "abacus",
+	}
+}
+
+// Restore starts a machine that goes on from what Save wrote.
+func (d fakeDriver) Restore(ctx context.Context, spec vmm.Spec, from vmm.Saved) (vmm.VM, error) {
+	if err := d.s.pass(ctx, "Restore"); err != nil {
+		return nil, err
+	}
+	var vm *fakeVM
+	err := d.s.do("Restore", func() error {
+		memory := make([]byte, 64)
+		if _, err := from.Memory.ReadAt(memory, 0); err != nil {
+			return err
+		}
+		w := d.s.w
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		vm = w.launch(d.s, spec)
+		vm.m.running, vm.m.held, vm.m.memory = false, true, string(bytes.TrimRight(memory, "\x00"))
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return vm, nil
+}
+
+// launch is called with w.mu held.
+func (w *world) launch(s *session, spec vmm.Spec) *fakeVM {
+	w.nextPID++
+	w.launched++
+	m := &machine{w: w, spec: spec, running: true, done: make(chan struct{}), memory: fmt.Sprintf("boot %d of %s", w.launched, spec.ID)}
+	m.ident = sandbox.Machine{Driver: "fake", UID: spec.UID, Process: sandbox.Process{PID: w.nextPID, StartTicks: 1, BootID: w.bootID}}
+	w.vms[w.nextPID] = m
+	return &fakeVM{s, m}
 }
 
 func (d fakeDriver) Launch(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
@@ -35,12 +73,7 @@ func (d fakeDriver) Launch(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
 		w := d.s.w
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.nextPID++
-		w.launched++
-		m := &machine{w: w, spec: spec, running: true, done: make(chan struct{})}
-		m.ident = sandbox.Machine{Driver: "fake", UID: spec.UID, Process: sandbox.Process{PID: w.nextPID, StartTicks: 1, BootID: w.bootID}}
-		w.vms[w.nextPID] = m
-		vm = &fakeVM{d.s, m}
+		vm = w.launch(d.s, spec)
 		return nil
 	})
 	if err != nil {
@@ -99,6 +132,29 @@ func (v *fakeVM) set(ctx context.Context, name string, running bool) error {
 
 func (v *fakeVM) Pause(ctx context.Context) error  { return v.set(ctx, "VM.Pause", false) }
 func (v *fakeVM) Resume(ctx context.Context) error { return v.set(ctx, "VM.Resume", true) }
+
+// Save writes the machine's memory.
+func (v *fakeVM) Save(ctx context.Context, to vmm.Files) (vmm.Stats, error) {
+	if err := v.s.pass(ctx, "VM.Save"); err != nil {
+		return vmm.Stats{}, err
+	}
+	err := v.s.do("VM.Save", func() error {
+		v.m.w.mu.Lock()
+		defer v.m.w.mu.Unlock()
+		if v.m.running || !v.m.held {
+			return fault.New(fault.Precondition, "running %v, held %v", v.m.running, v.m.held)
+		}
+		_, err := to.State.WriteString("devices")
+		if err == nil {
+			err = to.Memory.Truncate(int64(v.m.spec.MemoryMB) << 20)
+		}
+		if err == nil {
+			_, err = to.Memory.WriteAt([]byte(v.m.memory), 0)
+		}
+		return err
+	})
+	return vmm.Stats{Version: "1", Machine: "toy", Accel: "none", CPU: "abacus"}, err
+}
 
 func (v *fakeVM) Running(context.Context) (running bool, err error) {
 	err = v.s.do("VM.Running", func() error {
@@ -217,8 +273,11 @@ func (f fakeRecords) Remove(id sandbox.ID) error {
 	return f.s.do("Records.Remove", func() error { return f.s.store.Remove(id) })
 }
 
-func (f fakeRecords) Load() (store.Loaded, error)     { return f.s.store.Load() }
-func (f fakeRecords) DataDisk(id sandbox.ID) string   { return f.s.store.DataDisk(id) }
+func (f fakeRecords) Load() (store.Loaded, error)   { return f.s.store.Load() }
+func (f fakeRecords) DataDisk(id sandbox.ID) string { return f.s.store.DataDisk(id) }
+func (f fakeRecords) Hibernation(id sandbox.ID) string {
+	return f.s.store.Hibernation(id)
+}
 func (f fakeRecords) ConsoleLog(id sandbox.ID) string { return f.s.store.ConsoleLog(id) }
 func (f fakeRecords) VMMLog(id sandbox.ID) string     { return f.s.store.VMMLog(id) }
 
@@ -245,6 +304,23 @@ func (f fakeDisks) Create(ctx context.Context, path string, sizeMB int) error {
 		return err
 	}
 	return f.s.do("Disks.Create", func() error { return os.WriteFile(path, []byte(fmt.Sprint(sizeMB)), 0o600) })
+}
+
+func (f fakeDisks) Clone(ctx context.Context, src, dst string) error {
+	if err := f.s.pass(ctx, "Disks.Clone"); err != nil {
+		return err
+	}
+	return f.s.do("Disks.Clone", func() error {
+		b, err := os.ReadFile(src)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(dst, b, 0o600)
+	})
+}
+
+func (f fakeDisks) Remove(path string) error {
+	return f.s.do("Disks.Remove", func() error { return os.RemoveAll(path) })
 }
 
 func (f fakeDisks) Sync(string) error { return f.s.do("Disks.Sync", func() error { return nil }) }
@@ -295,12 +371,26 @@ func (g *fakeGuest) Configure(ctx context.Context, c guestconn.Config) (guestcon
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.config = c
+		g.m.w.mu.Lock()
+		defer g.m.w.mu.Unlock()
+		g.m.held = false
 		return nil
 	})
 }
 
-func (g *fakeGuest) Quiesce(context.Context) (guestconn.Quiesced, error) {
-	return guestconn.Quiesced{}, nil
+func (g *fakeGuest) Quiesce(ctx context.Context) (guestconn.Quiesced, error) {
+	if err := g.s.pass(ctx, "Quiesce"); err != nil {
+		return guestconn.Quiesced{}, err
+	}
+	return guestconn.Quiesced{}, g.s.do("Quiesce", func() error {
+		g.m.w.mu.Lock()
+		defer g.m.w.mu.Unlock()
+		if !g.m.running {
+			return errors.New("a guest that stands does not answer")
+		}
+		g.m.held = true
+		return nil
+	})
 }
 
 func (g *fakeGuest) SyncClock(context.Context) error {

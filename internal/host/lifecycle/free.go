@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
 // What follows takes back one thing each. All are idempotent, and notice in
@@ -83,8 +84,13 @@ func (b *box) freeMachine(ctx context.Context) error {
 	if err = errors.Join(err, b.killVM(ctx)); err != nil {
 		return err
 	}
-	if err := errors.Join(b.freeSlot(ctx), b.dropRunDir(ctx)); err != nil {
+	if err := b.dropRunDir(ctx); err != nil {
 		return err
+	}
+	if b.rec.State != sandbox.Hibernated { // which keeps its address
+		if err := b.freeSlot(ctx); err != nil {
+			return err
+		}
 	}
 	b.grant.release()
 	b.grant = nil

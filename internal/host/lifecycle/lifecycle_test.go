@@ -41,7 +41,7 @@ func TestLife(t *testing.T) {
 	for _, s := range v.Stages {
 		stages = append(stages, s.Name)
 	}
-	if got := strings.Join(stages, " "); got != "record queue disk slot launch hello configure" {
+	if got := strings.Join(stages, " "); got != "record queue slot disk launch hello configure" {
 		t.Errorf("stages: %s", got)
 	}
 	vm := w.vm(t, v.ID)

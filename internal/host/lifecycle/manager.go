@@ -25,6 +25,7 @@ const parallel = 8
 type Manager struct {
 	p         Params
 	admission *admission
+	warm      *warmer
 	bootID    string
 
 	life    context.Context // ends when Close has no more time
@@ -72,12 +73,14 @@ func New(p Params) (*Manager, error) {
 		}
 		p.BootID = id
 	}
-	return &Manager{
+	m := &Manager{
 		p: p, bootID: p.BootID,
 		admission: newAdmission(p.Limits, p.Driver.Caps().MemoryOverheadMB, p.Capacity),
 		work:      make(chan struct{}, parallel),
 		boxes:     map[sandbox.ID]*box{}, quarantined: map[sandbox.ID]store.Quarantined{},
-	}, nil
+	}
+	m.warm = newWarmer(m)
+	return m, nil
 }
 
 // Close stops the Manager: nothing new begins, starts in flight are taken
@@ -98,6 +101,7 @@ func (m *Manager) Close(ctx context.Context, keepVMs bool) error {
 	m.close(cancelCause{stopping()})
 	stop := context.AfterFunc(ctx, func() { m.endLife(cancelCause{stopping()}) })
 	m.wg.Wait()
+	m.warm.close()
 	stop()
 	m.endLife(nil)
 	if err := context.Cause(ctx); err != nil {

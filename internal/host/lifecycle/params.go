@@ -26,6 +26,8 @@ type Records interface {
 	Remove(id sandbox.ID) error
 	Load() (store.Loaded, error)
 	DataDisk(id sandbox.ID) string
+	// Hibernation is where the memory of a hibernated sandbox is.
+	Hibernation(id sandbox.ID) string
 	ConsoleLog(id sandbox.ID) string
 	VMMLog(id sandbox.ID) string
 }
@@ -39,6 +41,11 @@ type Events interface {
 type Disks interface {
 	// Create makes an empty formatted disk. On error nothing is left.
 	Create(ctx context.Context, path string, sizeMB int) error
+	// Clone makes dst a copy of src, which nobody may write to meanwhile. On
+	// error nothing is left.
+	Clone(ctx context.Context, src, dst string) error
+	// Remove removes a disk; one that is not there is no error.
+	Remove(path string) error
 	// Sync makes a disk outlive a crash of the host.
 	Sync(path string) error
 }
@@ -92,6 +99,12 @@ type Params struct {
 	Templates Templates
 	// Kernel returns the pack that new boots use.
 	Kernel func() (kernel.Pack, error)
+	// Snapshots keeps snapshots. Nil: there are none.
+	Snapshots Snapshots
+	Warm      Warm
+	// OldKernel returns the pack with an id, which a sandbox once booted. Nil:
+	// there is only the one of now.
+	OldKernel func(id string) (kernel.Pack, error)
 	// Connect connects to the agent of a VM's guest. It does not block.
 	Connect func(vm vmm.VM, log *slog.Logger) guestconn.Guest
 	// Capacity tells what the host has left. Nil: no admission by it.

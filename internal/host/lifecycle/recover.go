@@ -44,6 +44,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	}
 	m.reclaimRunDirs()
 	m.reclaimSlots(ctx)
+	m.warm.open()
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -137,6 +138,12 @@ func (m *Manager) recoverAll(ctx context.Context, records []sandbox.Record) erro
 // recover is the driver's first work for a sandbox that was there before.
 func (b *box) recover() {
 	b.log.Debug("taking up sandbox", slog.String("state", string(b.rec.State)))
+	if b.rec.Spec.Purpose != "" { // whoever wanted it is gone
+		if a := b.askDestroy(sandbox.ByHost, "hutchd ended while it was needed"); a != nil {
+			b.destroy(a)
+		}
+		return
+	}
 	switch b.rec.State {
 	case sandbox.Pending:
 		b.recoverPending()
@@ -146,7 +153,9 @@ func (b *box) recover() {
 		if a := b.askDestroy(b.rec.Cause, b.rec.Reason); a != nil {
 			b.destroy(a)
 		}
-	case sandbox.Stopped, sandbox.Failed, sandbox.Hibernated:
+	case sandbox.Hibernated:
+		b.recoverAsleep()
+	case sandbox.Stopped, sandbox.Failed:
 		b.retell(b.rec.Cause, b.rec.Reason)
 		if b.rec.Machine != nil || b.rec.Slot != 0 {
 			b.freeOrBreak(b.rec.Cause, b.rec.Reason)
@@ -159,9 +168,49 @@ func (b *box) recover() {
 	}
 }
 
+// recoverAsleep takes up a hibernated sandbox. A VMM that is left of it has
+// nothing to do any more; its slot is gone after a restart of the host.
+//
+// A memory that is there was never used, so its VMM has not run since. Where
+// there is none, the hibernation was given up and the record of that not
+// written: the VMM runs, or has died.
+func (b *box) recoverAsleep() {
+	if !b.asleep() {
+		b.adopt()
+		return
+	}
+	b.retell(b.rec.Cause, b.rec.Reason)
+	if b.rec.Machine != nil {
+		b.freeOrBreak(b.rec.Cause, b.rec.Reason)
+	}
+	if b.rec.Slot == 0 {
+		return
+	}
+	ctx, cancel := undo.Detach(b.life)
+	defer cancel()
+	slot, err := b.m.p.Slots.Adopt(ctx, b.rec.Slot, b.rec.Spec.Network)
+	if err == nil {
+		b.slot = slot
+		return
+	}
+	b.log.Warn("network slot of a hibernated sandbox is gone, it will get another", slog.Any("error", err))
+	b.rec.Slot, b.rec.HostIP = 0, ""
+	b.saveSoon()
+}
+
 // recoverPending undoes a create that was cut off; a sandbox that booted again
 // has a disk to keep, and is in error.
 func (b *box) recoverPending() {
+	if b.rec.Boots > 0 && b.asleep() { // its processors never ran
+		b.rec.State = sandbox.Hibernated // what is freed goes by it
+		b.halt(change{to: sandbox.Hibernated, cause: sandbox.ByHost, reason: "hutchd ended while the sandbox was being restored; resume it"})
+		b.recoverAsleep()
+		return
+	}
+	if b.rec.Boots > 0 && b.rec.Machine != nil && b.spent() { // it woke, and nobody was there
+		b.adopt()
+		return
+	}
 	if b.rec.Boots > 0 {
 		b.halt(change{to: sandbox.Failed, cause: sandbox.ByHost, reason: "hutchd ended while the sandbox booted again; resume it"})
 		return
@@ -198,7 +247,7 @@ func (b *box) adopt() {
 		return
 	}
 	b.vm = vm
-	if _, err := b.m.p.Slots.Adopt(ctx, b.rec.Slot, b.rec.Spec.Network); err != nil {
+	if b.slot, err = b.m.p.Slots.Adopt(ctx, b.rec.Slot, b.rec.Spec.Network); err != nil {
 		// Nobody knows what it could reach: better no VM than one let loose.
 		lost.reason = fmt.Sprintf("its network slot can't be taken up: %v", err)
 		b.halt(lost)
@@ -230,8 +279,13 @@ func (b *box) carryOn(ctx context.Context) {
 		b.log.Warn("VM does not tell whether it runs", slog.Any("error", err))
 	case running:
 		state = sandbox.Running
-	default:
-		state = sandbox.Paused
+	case state != sandbox.Paused: // held by a hutchd that was killed meanwhile
+		if err := b.vm.Resume(ctx); err != nil {
+			b.log.Warn("VM that was being copied does not go on", slog.Any("error", err))
+			state = sandbox.Paused
+			break
+		}
+		state = sandbox.Running
 	}
 	m := b.vm.Machine()
 	b.rec.Machine = &m
@@ -245,6 +299,7 @@ func (b *box) carryOn(ctx context.Context) {
 		b.saveSoon()
 		b.retell(sandbox.ByHost, why)
 	}
+	b.forgetSleep()
 	b.startClock()
 	b.watchReady()
 }
@@ -257,9 +312,10 @@ func (b *box) retell(cause sandbox.Cause, message string) {
 	})
 }
 
-// watchReady logs when an adopted guest's agent does not come back.
+// watchReady lets an adopted guest go on that may be held, and logs when its
+// agent does not come back.
 func (b *box) watchReady() {
-	guest, vm := b.guest, b.vm
+	guest, vm, config := b.guest, b.vm, b.guestConfig()
 	if b.rec.State != sandbox.Running {
 		return
 	}
@@ -270,7 +326,8 @@ func (b *box) watchReady() {
 		defer stop()
 		ctx, end := whileAlive(ctx, vm)
 		defer end()
-		if _, err := guest.Ready(ctx); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		_, err := guest.Configure(ctx, config)
+		if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			b.log.Warn("guest agent has not come back since the sandbox was adopted", slog.Any("error", err))
 		}
 	})

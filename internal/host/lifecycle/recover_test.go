@@ -21,12 +21,13 @@ import (
 // must find the sandbox whole, in an old or a new state, and nothing that is
 // nobody's; then everything must work on.
 func TestKilledAtEveryCall(t *testing.T) {
-	testenv.CheckGoroutines(t)
-	life := func(h *host) {
+	killEverywhere(t, func(h *host) {
 		const id = "sb-1"
 		_, err := h.Create(h.c, id, plain)
 		for _, f := range []func() error{
 			func() error { return h.Pause(h.c, id) },
+			func() error { return h.Resume(h.c, id) },
+			func() error { return h.Hibernate(h.c, id) },
 			func() error { return h.Resume(h.c, id) },
 			func() error {
 				h.w.mu.Lock()
@@ -51,7 +52,27 @@ func TestKilledAtEveryCall(t *testing.T) {
 			}
 			err = f()
 		}
-	}
+	})
+}
+
+// TestWarmKilledAtEveryCall makes a template warm and a sandbox from it.
+func TestWarmKilledAtEveryCall(t *testing.T) {
+	killEverywhere(t, func(h *host) {
+		const id = "sb-1"
+		if _, err := h.WarmTemplate(h.c, plain); err != nil {
+			return
+		}
+		if _, err := h.Create(h.c, id, plain); err == nil {
+			_ = h.Destroy(h.c, id)
+		}
+	})
+}
+
+// killEverywhere lives a life again and again, with hutchd killed at each of
+// its calls to the host in turn.
+func killEverywhere(t *testing.T, life func(*host)) {
+	t.Helper()
+	testenv.CheckGoroutines(t)
 	for _, after := range []bool{false, true} {
 		for n := 0; ; n++ {
 			w := newWorld(t)
@@ -204,7 +225,7 @@ func TestAdoption(t *testing.T) {
 	h = start(t, w)
 	want := map[sandbox.ID]sandbox.State{
 		"sb-running": sandbox.Running, "sb-paused": sandbox.Paused, "sb-stopped": sandbox.Stopped, "sb-error": sandbox.Failed,
-		"sb-dies": sandbox.Failed, "sb-vanishes": sandbox.Failed, "sb-sleeps": sandbox.Stopped, "sb-pauses": sandbox.Paused, "sb-runs": sandbox.Running,
+		"sb-dies": sandbox.Failed, "sb-vanishes": sandbox.Failed, "sb-sleeps": sandbox.Stopped, "sb-pauses": sandbox.Running, "sb-runs": sandbox.Running,
 	}
 	got := map[sandbox.ID]sandbox.State{}
 	for i, v := range h.List() {

@@ -76,13 +76,22 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again 
 		return nil, false, fmt.Errorf("find kernel: %w", err)
 	}
 	rec := newRecord(id, spec, t)
+	shape := warmKey{image: t.ImageDigest, fits: m.fits(pack.ID, spec.VCPUs, spec.MemoryMB), diskMB: spec.DiskMB}
+	var warm *warmTemplate
+	if !spec.ColdStart {
+		warm = m.warm.find(shape)
+	}
 	grant, turn, err := m.admission.admit(spec.MemoryMB, true)
 	if err != nil {
 		return nil, false, err
 	}
 	b, isNew, err = m.enter(rec, grant, func(b *box) func() {
-		o := &boot{box: b, op: "create", image: image, release: release, kernel: pack, turn: turn}
-		return func() { b.create(o) }
+		o := &boot{box: b, op: "create", image: image, release: release, kernel: pack, warm: warm, turn: turn}
+		return func() {
+			if b.create(o); b.makeErr == nil && warm == nil {
+				m.warm.wish(shape, spec)
+			}
+		}
 	})
 	if err != nil || !isNew {
 		turn.end()
@@ -200,7 +209,10 @@ func (b *box) waitGone(ctx context.Context) error {
 // create is the driver's first work for a new sandbox.
 func (b *box) create(o *boot) {
 	defer o.release()
-	failed, left := o.run(o.createSteps())
+	failed, left := o.create()
+	for _, f := range o.done {
+		f()
+	}
 	if failed == nil {
 		return
 	}
@@ -283,6 +295,7 @@ func (m *Manager) Resume(ctx context.Context, id sandbox.ID) error {
 	if err != nil {
 		return err
 	}
+	b.interrupt()
 	return b.ask(ctx, sandbox.Resume, false, b.resume)
 }
 
@@ -293,7 +306,7 @@ func (b *box) resume() error {
 	case sandbox.Stopped, sandbox.Failed:
 		return b.reboot()
 	case sandbox.Hibernated:
-		return fault.New(fault.Unimplemented, "sandbox %s is hibernated, which this hutchd can't restore", b.id)
+		return b.restore()
 	case sandbox.Pending, sandbox.Running, sandbox.Broken, sandbox.Destroying, sandbox.Gone:
 	}
 	return fault.New(fault.Internal, "sandbox %s can't be resumed while %s", b.id, b.rec.State)
@@ -332,6 +345,7 @@ func (b *box) reboot() error {
 	b.grant = grant
 	o := &boot{box: b, op: "resume", image: image, kernel: pack, turn: turn}
 	failed, left := o.run(o.rebootSteps())
+	turn.end()
 	switch {
 	case failed == nil:
 		return nil
@@ -346,17 +360,6 @@ func (b *box) reboot() error {
 		err = b.commit(change{to: sandbox.Failed, cause: b.causeOf(failed), reason: reasonOf(failed)})
 	}
 	return errors.Join(failed, err)
-}
-
-// Hibernate writes a sandbox's memory to disk and frees it. This version can't.
-func (m *Manager) Hibernate(ctx context.Context, id sandbox.ID) error {
-	b, err := m.find(id)
-	if err != nil {
-		return err
-	}
-	return b.ask(ctx, sandbox.Hibernate, false, func() error {
-		return fault.New(fault.Unimplemented, "this hutchd can't hibernate sandboxes; pause keeps them in memory")
-	})
 }
 
 // Use implements Sandboxes.

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,7 +14,7 @@ import (
 	"github.com/hutch-run/hutch/internal/testenv"
 )
 
-var createStepNames = []string{"record", "queue", "disk", "slot", "launch", "hello", "configure", "running"}
+var createStepNames = []string{"record", "queue", "slot", "disk", "launch", "hello", "configure", "running"}
 
 func TestCreateUnwindsAtEveryStep(t *testing.T) {
 	for _, name := range createStepNames {
@@ -43,7 +44,7 @@ func TestCreateUnwindsAtEveryStep(t *testing.T) {
 	// A step that is added joins by itself.
 	o := &boot{}
 	var names []string
-	for _, s := range o.createSteps() {
+	for _, s := range slices.Concat(o.firstSteps(), o.bootSteps(), o.lastSteps()) {
 		names = append(names, s.name)
 	}
 	if diff := cmp.Diff(createStepNames, names); diff != "" {

@@ -15,10 +15,12 @@ import (
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/guestconn"
 	"github.com/hutch-run/hutch/internal/host/kernel"
+	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/host/store"
 	"github.com/hutch-run/hutch/internal/host/template"
 	"github.com/hutch-run/hutch/internal/host/vmm"
 	"github.com/hutch-run/hutch/internal/sandbox"
+	"github.com/hutch-run/hutch/internal/testenv"
 )
 
 var (
@@ -50,7 +52,9 @@ type machine struct {
 	w       *world
 	spec    vmm.Spec
 	ident   sandbox.Machine
-	running bool // guarded by w.mu
+	running bool   // guarded by w.mu
+	held    bool   // by a quiesce; guarded by w.mu
+	memory  string // what the guest knows
 	exit    vmm.Exit
 	done    chan struct{}
 }
@@ -167,6 +171,16 @@ func (w *world) checkWhole(t testing.TB, views []View) {
 			if w.vms[v.Pid] == nil || !w.slots[v.Slot] {
 				t.Errorf("%s lacks its VM %d or its slot %d", v.ID, v.Pid, v.Slot)
 			}
+		}
+		if v.State == sandbox.Hibernated {
+			slots[v.Slot] = true
+		}
+		s, err := snapshot.Open(filepath.Join(w.root, "sandboxes", string(v.ID), "hibernation"))
+		if err == nil {
+			err = s.Verify(testenv.Context(t))
+		}
+		if asleep := v.State == sandbox.Hibernated; asleep && err != nil || !asleep && !fault.Is(err, fault.NotFound) {
+			t.Errorf("%s is %s, its memory on disk: %v", v.ID, v.State, err)
 		}
 		if _, err := os.Stat(filepath.Join(w.root, "sandboxes", string(v.ID), "data.img")); err != nil {
 			t.Errorf("%s lacks its disk: %v", v.ID, err)
@@ -286,8 +300,13 @@ func (s *session) pass(ctx context.Context, name string) error {
 }
 
 func (s *session) params() Params {
+	snapshots, err := snapshot.NewStore(filepath.Join(s.w.root, "snapshots"))
+	if err != nil {
+		panic(err)
+	}
 	return Params{
-		Driver: fakeDriver{s}, Slots: fakeSlots{s}, Records: fakeRecords{s}, Events: fakeEvents{s},
+		Snapshots: snapshots,
+		Driver:    fakeDriver{s}, Slots: fakeSlots{s}, Records: fakeRecords{s}, Events: fakeEvents{s},
 		Disks: fakeDisks{s}, Templates: fakeTemplates{s},
 		Kernel: func() (kernel.Pack, error) {
 			return kernel.Pack{ID: "k1", Kernel: "/k", Initrd: "/i", Modules: "/m"}, nil
@@ -339,4 +358,8 @@ func (fakeTemplates) Image(digest string) (string, error) {
 		return "", fault.New(fault.NotFound, "no image %q", digest)
 	}
 	return "/images/" + strings.TrimPrefix(digest, "sha256:"), nil
+}
+
+func kernelOf(k kernel.Pack) func() (kernel.Pack, error) {
+	return func() (kernel.Pack, error) { return k, nil }
 }

@@ -46,6 +46,7 @@ func specOf(m *hostagentv1.CreateSandboxRequest) (id sandbox.ID, spec sandbox.Sp
 		DefaultEnv:  m.GetDefaultEnv(),
 		Labels:      m.GetLabels(),
 		Network:     policy,
+		ColdStart:   m.GetColdStart(),
 	}, nil
 }
 
@@ -178,6 +179,7 @@ func recordOf(v lifecycle.View, now time.Time) *hostagentv1.SandboxRecord {
 		AgentVersion:  v.AgentVersion,
 		KernelVersion: v.KernelVersion,
 		BootId:        v.BootID,
+		SnapshotId:    v.Snapshot,
 		Boots:         int32(v.Boots),
 		InFlight:      int32(v.InFlight),
 		CreateStages:  stagesOf(v.Stages),

@@ -104,6 +104,10 @@ func (b *boxes) Destroy(_ context.Context, id sandbox.ID) error {
 func (b *boxes) Pause(_ context.Context, id sandbox.ID) error {
 	return b.request(id, sandbox.Pause, sandbox.Paused)
 }
+func (b *boxes) Hibernate(_ context.Context, id sandbox.ID) error {
+	return b.request(id, sandbox.Hibernate, sandbox.Hibernated)
+}
+
 func (b *boxes) Resume(_ context.Context, id sandbox.ID) error {
 	return b.request(id, sandbox.Resume, sandbox.Running)
 }

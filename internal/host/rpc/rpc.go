@@ -35,7 +35,9 @@ const metricsPath = "/metrics"
 type Params struct {
 	Sandboxes lifecycle.Sandboxes
 	Templates Templates
-	Host      Host
+	// Warm makes templates warm.
+	Warm Warmer
+	Host Host
 	// Subscribe opens the event log at a cursor.
 	Subscribe func(after int64) (*events.Reader, error)
 	// LogPath is where a log of a sandbox is, a file that grows at its end and
@@ -157,7 +159,7 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 	mount(hostagentv1connect.NewSandboxServiceHandler(&sandboxes{
 		boxes: p.Sandboxes, subscribe: p.Subscribe, logPath: p.LogPath, stats: p.Stats, draining: draining,
 	}, options))
-	mount(hostagentv1connect.NewTemplateServiceHandler(&templates{p.Templates, p.Sandboxes}, options))
+	mount(hostagentv1connect.NewTemplateServiceHandler(&templates{p.Templates, p.Sandboxes, p.Warm}, options))
 	mount(hostagentv1connect.NewHostServiceHandler(&host{p.Host, p.Sandboxes}, options))
 	mount(grpchealth.NewHandler(grpchealth.NewStaticChecker(names...), options))
 	mount(grpcreflect.NewHandlerV1(reflector, options))

@@ -31,6 +31,15 @@ func (s *sandboxes) InspectSandbox(_ context.Context, r *connect.Request[hostage
 	return connect.NewResponse(&hostagentv1.InspectSandboxResponse{Sandbox: recordOf(view, time.Now())}), nil
 }
 
+// HibernateSandbox implements the RPC.
+func (s *sandboxes) HibernateSandbox(ctx context.Context, r *connect.Request[hostagentv1.HibernateSandboxRequest]) (*connect.Response[hostagentv1.HibernateSandboxResponse], error) {
+	id, err := idOf(r.Msg.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	return answer(&hostagentv1.HibernateSandboxResponse{}, s.boxes.Hibernate(ctx, id))
+}
+
 // KeepAlive implements the RPC.
 func (s *sandboxes) KeepAlive(ctx context.Context, r *connect.Request[hostagentv1.KeepAliveRequest]) (*connect.Response[hostagentv1.KeepAliveResponse], error) {
 	id, err := idOf(r.Msg.GetSandboxId())

@@ -11,12 +11,20 @@ import (
 	hostagentv1 "github.com/hutch-run/hutch/gen/hostagent/v1"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
+	"github.com/hutch-run/hutch/internal/host/snapshot"
+	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
 // templates serves hostagent.v1.TemplateService.
 type templates struct {
 	templates Templates
 	boxes     lifecycle.Sandboxes
+	warm      Warmer
+}
+
+// Warmer makes templates warm. It is *lifecycle.Manager.
+type Warmer interface {
+	WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapshot.Snapshot, error)
 }
 
 // BuildTemplate implements the RPC.
@@ -113,6 +121,21 @@ func (t *templates) InspectTemplate(ctx context.Context, r *connect.Request[host
 // RemoveTemplate implements the RPC.
 func (t *templates) RemoveTemplate(ctx context.Context, r *connect.Request[hostagentv1.RemoveTemplateRequest]) (*connect.Response[hostagentv1.RemoveTemplateResponse], error) {
 	return answer(&hostagentv1.RemoveTemplateResponse{}, t.templates.Remove(ctx, r.Msg.GetName()))
+}
+
+// WarmTemplate implements the RPC.
+func (t *templates) WarmTemplate(ctx context.Context, r *connect.Request[hostagentv1.WarmTemplateRequest]) (*connect.Response[hostagentv1.WarmTemplateResponse], error) {
+	s, err := t.warm.WarmTemplate(ctx, sandbox.Spec{
+		Template: r.Msg.GetName(), VCPUs: int(r.Msg.GetVcpus()), MemoryMB: int(r.Msg.GetMemoryMb()), DiskMB: int(r.Msg.GetDiskSizeMb()),
+	})
+	if err != nil {
+		return nil, err
+	}
+	res := &hostagentv1.WarmTemplateResponse{
+		SnapshotId: s.ID, Vcpus: int32(s.Fits.VCPUs), MemoryMb: int32(s.Fits.MemoryMB), DiskSizeMb: int32(s.DiskMB),
+		MemoryBytes: s.Memory.Stored, DiskBytes: s.Stored(),
+	}
+	return connect.NewResponse(res), nil
 }
 
 // chunks reads the archive out of the messages behind the header. A stream

@@ -22,6 +22,7 @@ const (
 	lockName      = "lock"
 	sandboxesName = "sandboxes"
 	eventsName    = "events"
+	snapshotsName = "snapshots"
 	blankName     = "blank"
 	trashName     = "trash"
 
@@ -109,6 +110,12 @@ func (s *Store) ConsoleLog(id sandbox.ID) string { return filepath.Join(s.Dir(id
 
 // VMMLog returns the path of the log of what a sandbox's VMM says.
 func (s *Store) VMMLog(id sandbox.ID) string { return filepath.Join(s.Dir(id), vmmLogName) }
+
+// Hibernation returns where the memory of a hibernated sandbox is.
+func (s *Store) Hibernation(id sandbox.ID) string { return filepath.Join(s.Dir(id), "hibernation") }
+
+// SnapshotsDir returns the directory for package snapshot.
+func (s *Store) SnapshotsDir() string { return filepath.Join(s.root, snapshotsName) }
 
 // EventsDir returns the directory for package events.
 func (s *Store) EventsDir() string { return filepath.Join(s.root, eventsName) }

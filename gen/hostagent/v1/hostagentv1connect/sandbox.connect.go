@@ -41,6 +41,9 @@ const (
 	// SandboxServiceKeepAliveProcedure is the fully-qualified name of the SandboxService's KeepAlive
 	// RPC.
 	SandboxServiceKeepAliveProcedure = "/hostagent.v1.SandboxService/KeepAlive"
+	// SandboxServiceHibernateSandboxProcedure is the fully-qualified name of the SandboxService's
+	// HibernateSandbox RPC.
+	SandboxServiceHibernateSandboxProcedure = "/hostagent.v1.SandboxService/HibernateSandbox"
 	// SandboxServiceWaitSandboxProcedure is the fully-qualified name of the SandboxService's
 	// WaitSandbox RPC.
 	SandboxServiceWaitSandboxProcedure = "/hostagent.v1.SandboxService/WaitSandbox"
@@ -60,6 +63,10 @@ type SandboxServiceClient interface {
 	InspectSandbox(context.Context, *connect.Request[v1.InspectSandboxRequest]) (*connect.Response[v1.InspectSandboxResponse], error)
 	// KeepAlive counts as activity and does nothing else.
 	KeepAlive(context.Context, *connect.Request[v1.KeepAliveRequest]) (*connect.Response[v1.KeepAliveResponse], error)
+	// HibernateSandbox writes a sandbox's memory to disk and frees it; ResumeSandbox
+	// brings it back. It keeps its id, its disk and its address. A resume that comes
+	// while the memory is being written ends that, and this call is canceled.
+	HibernateSandbox(context.Context, *connect.Request[v1.HibernateSandboxRequest]) (*connect.Response[v1.HibernateSandboxResponse], error)
 	// WaitSandbox answers when the sandbox is in one of the states asked for, or
 	// gone.
 	WaitSandbox(context.Context, *connect.Request[v1.WaitSandboxRequest]) (*connect.Response[v1.WaitSandboxResponse], error)
@@ -95,6 +102,12 @@ func NewSandboxServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sandboxServiceMethods.ByName("KeepAlive")),
 			connect.WithClientOptions(opts...),
 		),
+		hibernateSandbox: connect.NewClient[v1.HibernateSandboxRequest, v1.HibernateSandboxResponse](
+			httpClient,
+			baseURL+SandboxServiceHibernateSandboxProcedure,
+			connect.WithSchema(sandboxServiceMethods.ByName("HibernateSandbox")),
+			connect.WithClientOptions(opts...),
+		),
 		waitSandbox: connect.NewClient[v1.WaitSandboxRequest, v1.WaitSandboxResponse](
 			httpClient,
 			baseURL+SandboxServiceWaitSandboxProcedure,
@@ -124,12 +137,13 @@ func NewSandboxServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 
 // sandboxServiceClient implements SandboxServiceClient.
 type sandboxServiceClient struct {
-	inspectSandbox *connect.Client[v1.InspectSandboxRequest, v1.InspectSandboxResponse]
-	keepAlive      *connect.Client[v1.KeepAliveRequest, v1.KeepAliveResponse]
-	waitSandbox    *connect.Client[v1.WaitSandboxRequest, v1.WaitSandboxResponse]
-	watchEvents    *connect.Client[v1.WatchEventsRequest, v1.WatchEventsResponse]
-	readLogs       *connect.Client[v1.ReadLogsRequest, v1.ReadLogsResponse]
-	getStats       *connect.Client[v1.GetStatsRequest, v1.GetStatsResponse]
+	inspectSandbox   *connect.Client[v1.InspectSandboxRequest, v1.InspectSandboxResponse]
+	keepAlive        *connect.Client[v1.KeepAliveRequest, v1.KeepAliveResponse]
+	hibernateSandbox *connect.Client[v1.HibernateSandboxRequest, v1.HibernateSandboxResponse]
+	waitSandbox      *connect.Client[v1.WaitSandboxRequest, v1.WaitSandboxResponse]
+	watchEvents      *connect.Client[v1.WatchEventsRequest, v1.WatchEventsResponse]
+	readLogs         *connect.Client[v1.ReadLogsRequest, v1.ReadLogsResponse]
+	getStats         *connect.Client[v1.GetStatsRequest, v1.GetStatsResponse]
 }
 
 // InspectSandbox calls hostagent.v1.SandboxService.InspectSandbox.
@@ -140,6 +154,11 @@ func (c *sandboxServiceClient) InspectSandbox(ctx context.Context, req *connect.
 // KeepAlive calls hostagent.v1.SandboxService.KeepAlive.
 func (c *sandboxServiceClient) KeepAlive(ctx context.Context, req *connect.Request[v1.KeepAliveRequest]) (*connect.Response[v1.KeepAliveResponse], error) {
 	return c.keepAlive.CallUnary(ctx, req)
+}
+
+// HibernateSandbox calls hostagent.v1.SandboxService.HibernateSandbox.
+func (c *sandboxServiceClient) HibernateSandbox(ctx context.Context, req *connect.Request[v1.HibernateSandboxRequest]) (*connect.Response[v1.HibernateSandboxResponse], error) {
+	return c.hibernateSandbox.CallUnary(ctx, req)
 }
 
 // WaitSandbox calls hostagent.v1.SandboxService.WaitSandbox.
@@ -169,6 +188,10 @@ type SandboxServiceHandler interface {
 	InspectSandbox(context.Context, *connect.Request[v1.InspectSandboxRequest]) (*connect.Response[v1.InspectSandboxResponse], error)
 	// KeepAlive counts as activity and does nothing else.
 	KeepAlive(context.Context, *connect.Request[v1.KeepAliveRequest]) (*connect.Response[v1.KeepAliveResponse], error)
+	// HibernateSandbox writes a sandbox's memory to disk and frees it; ResumeSandbox
+	// brings it back. It keeps its id, its disk and its address. A resume that comes
+	// while the memory is being written ends that, and this call is canceled.
+	HibernateSandbox(context.Context, *connect.Request[v1.HibernateSandboxRequest]) (*connect.Response[v1.HibernateSandboxResponse], error)
 	// WaitSandbox answers when the sandbox is in one of the states asked for, or
 	// gone.
 	WaitSandbox(context.Context, *connect.Request[v1.WaitSandboxRequest]) (*connect.Response[v1.WaitSandboxResponse], error)
@@ -198,6 +221,12 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 		SandboxServiceKeepAliveProcedure,
 		svc.KeepAlive,
 		connect.WithSchema(sandboxServiceMethods.ByName("KeepAlive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sandboxServiceHibernateSandboxHandler := connect.NewUnaryHandler(
+		SandboxServiceHibernateSandboxProcedure,
+		svc.HibernateSandbox,
+		connect.WithSchema(sandboxServiceMethods.ByName("HibernateSandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
 	sandboxServiceWaitSandboxHandler := connect.NewUnaryHandler(
@@ -230,6 +259,8 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 			sandboxServiceInspectSandboxHandler.ServeHTTP(w, r)
 		case SandboxServiceKeepAliveProcedure:
 			sandboxServiceKeepAliveHandler.ServeHTTP(w, r)
+		case SandboxServiceHibernateSandboxProcedure:
+			sandboxServiceHibernateSandboxHandler.ServeHTTP(w, r)
 		case SandboxServiceWaitSandboxProcedure:
 			sandboxServiceWaitSandboxHandler.ServeHTTP(w, r)
 		case SandboxServiceWatchEventsProcedure:
@@ -253,6 +284,10 @@ func (UnimplementedSandboxServiceHandler) InspectSandbox(context.Context, *conne
 
 func (UnimplementedSandboxServiceHandler) KeepAlive(context.Context, *connect.Request[v1.KeepAliveRequest]) (*connect.Response[v1.KeepAliveResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.SandboxService.KeepAlive is not implemented"))
+}
+
+func (UnimplementedSandboxServiceHandler) HibernateSandbox(context.Context, *connect.Request[v1.HibernateSandboxRequest]) (*connect.Response[v1.HibernateSandboxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.SandboxService.HibernateSandbox is not implemented"))
 }
 
 func (UnimplementedSandboxServiceHandler) WaitSandbox(context.Context, *connect.Request[v1.WaitSandboxRequest]) (*connect.Response[v1.WaitSandboxResponse], error) {

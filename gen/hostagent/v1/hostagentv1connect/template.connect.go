@@ -50,6 +50,9 @@ const (
 	// TemplateServiceRemoveTemplateProcedure is the fully-qualified name of the TemplateService's
 	// RemoveTemplate RPC.
 	TemplateServiceRemoveTemplateProcedure = "/hostagent.v1.TemplateService/RemoveTemplate"
+	// TemplateServiceWarmTemplateProcedure is the fully-qualified name of the TemplateService's
+	// WarmTemplate RPC.
+	TemplateServiceWarmTemplateProcedure = "/hostagent.v1.TemplateService/WarmTemplate"
 )
 
 // TemplateServiceClient is a client for the hostagent.v1.TemplateService service.
@@ -64,6 +67,10 @@ type TemplateServiceClient interface {
 	// RemoveTemplate forgets a template. Sandboxes made from it keep running;
 	// its image goes when the last of them is gone.
 	RemoveTemplate(context.Context, *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error)
+	// WarmTemplate boots a sandbox in the shape asked for, keeps what its machine
+	// is when it stands still, and destroys it: creates of that shape are copies
+	// from then on. A shape that is warm already is answered at once.
+	WarmTemplate(context.Context, *connect.Request[v1.WarmTemplateRequest]) (*connect.Response[v1.WarmTemplateResponse], error)
 }
 
 // NewTemplateServiceClient constructs a client for the hostagent.v1.TemplateService service. By
@@ -107,6 +114,12 @@ func NewTemplateServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(templateServiceMethods.ByName("RemoveTemplate")),
 			connect.WithClientOptions(opts...),
 		),
+		warmTemplate: connect.NewClient[v1.WarmTemplateRequest, v1.WarmTemplateResponse](
+			httpClient,
+			baseURL+TemplateServiceWarmTemplateProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("WarmTemplate")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -117,6 +130,7 @@ type templateServiceClient struct {
 	listTemplates   *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
 	inspectTemplate *connect.Client[v1.InspectTemplateRequest, v1.InspectTemplateResponse]
 	removeTemplate  *connect.Client[v1.RemoveTemplateRequest, v1.RemoveTemplateResponse]
+	warmTemplate    *connect.Client[v1.WarmTemplateRequest, v1.WarmTemplateResponse]
 }
 
 // BuildTemplate calls hostagent.v1.TemplateService.BuildTemplate.
@@ -144,6 +158,11 @@ func (c *templateServiceClient) RemoveTemplate(ctx context.Context, req *connect
 	return c.removeTemplate.CallUnary(ctx, req)
 }
 
+// WarmTemplate calls hostagent.v1.TemplateService.WarmTemplate.
+func (c *templateServiceClient) WarmTemplate(ctx context.Context, req *connect.Request[v1.WarmTemplateRequest]) (*connect.Response[v1.WarmTemplateResponse], error) {
+	return c.warmTemplate.CallUnary(ctx, req)
+}
+
 // TemplateServiceHandler is an implementation of the hostagent.v1.TemplateService service.
 type TemplateServiceHandler interface {
 	// BuildTemplate makes a template from a ready recipe or an OCI reference.
@@ -156,6 +175,10 @@ type TemplateServiceHandler interface {
 	// RemoveTemplate forgets a template. Sandboxes made from it keep running;
 	// its image goes when the last of them is gone.
 	RemoveTemplate(context.Context, *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error)
+	// WarmTemplate boots a sandbox in the shape asked for, keeps what its machine
+	// is when it stands still, and destroys it: creates of that shape are copies
+	// from then on. A shape that is warm already is answered at once.
+	WarmTemplate(context.Context, *connect.Request[v1.WarmTemplateRequest]) (*connect.Response[v1.WarmTemplateResponse], error)
 }
 
 // NewTemplateServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -195,6 +218,12 @@ func NewTemplateServiceHandler(svc TemplateServiceHandler, opts ...connect.Handl
 		connect.WithSchema(templateServiceMethods.ByName("RemoveTemplate")),
 		connect.WithHandlerOptions(opts...),
 	)
+	templateServiceWarmTemplateHandler := connect.NewUnaryHandler(
+		TemplateServiceWarmTemplateProcedure,
+		svc.WarmTemplate,
+		connect.WithSchema(templateServiceMethods.ByName("WarmTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/hostagent.v1.TemplateService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case TemplateServiceBuildTemplateProcedure:
@@ -207,6 +236,8 @@ func NewTemplateServiceHandler(svc TemplateServiceHandler, opts ...connect.Handl
 			templateServiceInspectTemplateHandler.ServeHTTP(w, r)
 		case TemplateServiceRemoveTemplateProcedure:
 			templateServiceRemoveTemplateHandler.ServeHTTP(w, r)
+		case TemplateServiceWarmTemplateProcedure:
+			templateServiceWarmTemplateHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -234,4 +265,8 @@ func (UnimplementedTemplateServiceHandler) InspectTemplate(context.Context, *con
 
 func (UnimplementedTemplateServiceHandler) RemoveTemplate(context.Context, *connect.Request[v1.RemoveTemplateRequest]) (*connect.Response[v1.RemoveTemplateResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.TemplateService.RemoveTemplate is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) WarmTemplate(context.Context, *connect.Request[v1.WarmTemplateRequest]) (*connect.Response[v1.WarmTemplateResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.TemplateService.WarmTemplate is not implemented"))
 }

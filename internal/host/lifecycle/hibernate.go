@@ -1,0 +1,273 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/kernel"
+	"github.com/hutch-run/hutch/internal/host/snapshot"
+	"github.com/hutch-run/hutch/internal/sandbox"
+	"github.com/hutch-run/hutch/internal/undo"
+)
+
+// sleepTime bounds the writing and the reading of a memory.
+const sleepTime = 10 * time.Minute
+
+// Hibernate implements Sandboxes: a sandbox's memory goes to disk, and its VM
+// away. It keeps its id, its disk, its network slot and its place in the list.
+func (m *Manager) Hibernate(ctx context.Context, id sandbox.ID) error {
+	b, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	return b.ask(ctx, sandbox.Hibernate, false, func() error { return b.hibernate(sandbox.ByUser, "") })
+}
+
+// hibernate ends with the sandbox asleep, or going on as before.
+func (b *box) hibernate(cause sandbox.Cause, reason string) error {
+	ctx, cancel := context.WithTimeoutCause(b.life, sleepTime, errSlow)
+	defer cancel()
+	ctx, stop := whileAlive(ctx, b.vm)
+	defer stop()
+	ctx, awake := b.interruptible(ctx)
+	defer awake()
+	snap, err := b.fallAsleep(ctx)
+	if err != nil {
+		return fmt.Errorf("hibernate sandbox %s: %w", b.id, err)
+	}
+	err = b.at(ctx, "hibernate record")
+	if err == nil {
+		err = b.commit(change{to: sandbox.Hibernated, cause: cause, reason: reason, must: true})
+	}
+	if err != nil {
+		// The memory first: should the record say hibernated all the same, a
+		// later hutchd must not find it beside a disk that has gone on.
+		gone := os.RemoveAll(snap.Dir)
+		return errors.Join(fmt.Errorf("hibernate sandbox %s: %w", b.id, err), gone, b.wakeUp())
+	}
+	b.freeOrBreak(cause, "hibernated")
+	return nil
+}
+
+// fallAsleep writes the memory down. On error the sandbox goes on.
+func (b *box) fallAsleep(ctx context.Context) (_ *snapshot.Snapshot, err error) {
+	paused := b.rec.State == sandbox.Paused
+	if err := b.at(ctx, "hibernate capture"); err != nil {
+		return nil, err
+	}
+	if paused { // to be held, a guest must run
+		if err := b.vm.Resume(ctx); err != nil {
+			return nil, b.unsure(err)
+		}
+	}
+	c, err := b.capture(ctx)
+	if err != nil {
+		return nil, errors.Join(err, b.standStill(paused))
+	}
+	defer c.close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.wakeUp())
+		}
+	}()
+	if err := b.at(ctx, "hibernate write"); err != nil {
+		return nil, err
+	}
+	draft, err := snapshot.Begin(b.m.p.Records.Hibernation(b.id))
+	if err != nil {
+		return nil, err
+	}
+	return draft.Publish(ctx, snapshot.Manifest{
+		ID: snapshot.NewID(), Kind: snapshot.Hibernation, CreatedAt: time.Now(), Fits: c.fits(b), DiskMB: b.rec.Spec.DiskMB,
+		ImageDigest: b.rec.ImageDigest, Template: b.rec.Spec.Template, Source: b.id, Parent: b.rec.Snapshot,
+	}, c.state, c.memory)
+}
+
+// wakeUp lets a captured guest go on, in the state that the sandbox is in, on a
+// context of its own.
+func (b *box) wakeUp() error {
+	ctx, cancel := undo.Detach(b.life)
+	defer cancel()
+	if err := b.goOn(ctx); err != nil {
+		return b.unsure(err)
+	}
+	return b.standStill(b.rec.State == sandbox.Paused)
+}
+
+// standStill stops a VM again that was paused before.
+func (b *box) standStill(paused bool) error {
+	if !paused {
+		return nil
+	}
+	ctx, cancel := undo.Detach(b.life)
+	defer cancel()
+	if err := b.vm.Pause(ctx); err != nil {
+		return b.unsure(err)
+	}
+	return nil
+}
+
+// interruptible returns a context that a resume ends. done must be called.
+func (b *box) interruptible(ctx context.Context) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	b.mu.Lock()
+	b.rouse = func() { cancel(fault.New(fault.Canceled, "a resume came first")) }
+	b.mu.Unlock()
+	return ctx, func() {
+		b.mu.Lock()
+		b.rouse = nil
+		b.mu.Unlock()
+		cancel(nil)
+	}
+}
+
+// interrupt ends a hibernation that is on its way.
+func (b *box) interrupt() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rouse != nil {
+		b.rouse()
+	}
+}
+
+// restoreSteps bring a hibernated sandbox back. Up to "memory" it stays
+// hibernated when one fails.
+func (o *boot) restoreSteps() []step {
+	return []step{
+		{"queue", o.waitForTurn},
+		{"memory", o.readMemory},
+		{"slot", o.keepSlot},
+		{"record", o.writePending},
+		{"restore", o.launch},
+		{"hello", o.waitForHello},
+		{"configure", o.configure},
+		{"running", o.becomeRunning},
+	}
+}
+
+// restore brings a hibernated sandbox back. When that fails before its
+// processors ran, it is hibernated as before; after that it has only its disk.
+func (b *box) restore() error {
+	image, err := b.m.p.Templates.Image(b.rec.ImageDigest)
+	if err != nil {
+		return fmt.Errorf("resume sandbox %s: find its image: %w", b.id, err)
+	}
+	pack, err := b.kernelOfBoot()
+	if err != nil {
+		return fmt.Errorf("resume sandbox %s: find its kernel: %w", b.id, err)
+	}
+	grant, turn, err := b.m.admission.admit(b.rec.Spec.MemoryMB, false)
+	if err != nil {
+		return err
+	}
+	b.grant = grant
+	o := &boot{box: b, op: "resume", image: image, kernel: pack, turn: turn, hibernation: b.m.p.Records.Hibernation(b.id)}
+	failed, left := o.run(o.restoreSteps())
+	turn.end()
+	if o.from != nil {
+		o.from.close()
+	}
+	if failed == nil {
+		b.forgetSleep()
+		return nil
+	}
+	switch {
+	case left != nil:
+		err := fmt.Errorf("%w (and not all could be taken back, destroy it: %w)", failed, left)
+		b.breakDown(b.causeOf(failed), err)
+		return err
+	case !o.spent:
+		b.grant.release()
+		b.grant = nil
+		if b.rec.State == sandbox.Pending {
+			err = b.commit(change{to: sandbox.Hibernated, cause: b.causeOf(failed), reason: reasonOf(failed)})
+		}
+		return errors.Join(failed, err)
+	}
+	b.halt(change{to: sandbox.Failed, cause: b.causeOf(failed), reason: reasonOf(failed)})
+	b.forgetSleep()
+	return failed
+}
+
+// kernelOfBoot is the pack that the sandbox booted.
+func (b *box) kernelOfBoot() (kernel.Pack, error) {
+	if b.m.p.OldKernel != nil {
+		return b.m.p.OldKernel(b.rec.KernelID)
+	}
+	return b.m.p.Kernel()
+}
+
+// readMemory reads the memory into RAM. It is this VM's own.
+func (o *boot) readMemory(ctx context.Context) error {
+	snap, err := snapshot.Open(o.hibernation)
+	if err != nil {
+		return err
+	}
+	if err := snap.Fits.Check(o.m.fits(o.kernel.ID, o.rec.Spec.VCPUs, o.rec.Spec.MemoryMB)); err != nil {
+		return err
+	}
+	memory, err := snap.LoadMemory(ctx)
+	if err != nil {
+		return err
+	}
+	state, err := snap.CopyState(ctx)
+	if err != nil {
+		return errors.Join(err, memory.Close())
+	}
+	o.from = &origin{state: state, memory: memory, own: true}
+	return nil
+}
+
+// keepSlot uses the slot that the sandbox kept. One that lost it, since the host
+// was restarted, gets another, with another address.
+func (o *boot) keepSlot(ctx context.Context) error {
+	if o.rec.Slot != 0 {
+		o.slot = o.box.slot
+		return nil
+	}
+	return o.takeSlot(ctx)
+}
+
+// spend makes sure that a memory is not used twice: from the moment that its
+// processors run, the disk is no longer the one that it knows.
+func (o *boot) spend() error {
+	if o.hibernation == "" {
+		return nil
+	}
+	if err := os.Rename(o.hibernation, o.hibernation+spentSuffix); err != nil {
+		return fmt.Errorf("mark memory as used: %w", err)
+	}
+	o.spent = true
+	return nil
+}
+
+// spentSuffix is behind the name of a hibernation that has been resumed.
+const spentSuffix = ".spent"
+
+// forgetSleep removes what a hibernation left on disk.
+func (b *box) forgetSleep() {
+	dir := b.m.p.Records.Hibernation(b.id)
+	for _, d := range []string{dir, dir + spentSuffix} {
+		if err := os.RemoveAll(d); err != nil {
+			b.log.Warn("memory of a sandbox that has woken can't be removed", slog.Any("error", err))
+		}
+	}
+}
+
+// asleep tells whether there is a memory that was never resumed.
+func (b *box) asleep() bool {
+	_, err := os.Lstat(b.m.p.Records.Hibernation(b.id))
+	return err == nil
+}
+
+// spent tells whether there is a memory whose processors ran, in a VM that was
+// not seen to be whole.
+func (b *box) spent() bool {
+	_, err := os.Lstat(b.m.p.Records.Hibernation(b.id) + spentSuffix)
+	return err == nil
+}

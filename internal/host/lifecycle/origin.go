@@ -1,0 +1,132 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/snapshot"
+	"github.com/hutch-run/hutch/internal/host/vmm"
+)
+
+// origin is a machine that stood still, in RAM: others are started from it.
+type origin struct {
+	state  *os.File // sealed
+	memory *os.File // sealed, unless own
+	// own says that the memory is for one VM, which changes it.
+	own bool
+	// data makes path a copy of the data disk. Nil: the disk is there.
+	data func(ctx context.Context, path string) error
+
+	mu    sync.Mutex
+	users int
+	over  bool
+}
+
+// use keeps the origin until the returned release, which may be called more
+// than once. ok is false when it is closed.
+func (o *origin) use() (release func(), ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.over {
+		return nil, false
+	}
+	o.users++
+	return sync.OnceFunc(func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.users--
+		o.closeIdle()
+	}), true
+}
+
+// close frees the origin when its last user has gone.
+func (o *origin) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.over = true
+	o.closeIdle()
+}
+
+// closeIdle is called with the lock held.
+func (o *origin) closeIdle() {
+	if o.over && o.users == 0 {
+		_, _ = o.state.Close(), o.memory.Close() // memory without a name: nothing is lost
+	}
+}
+
+// saved is what a driver starts a VM from.
+func (o *origin) saved() vmm.Saved {
+	return vmm.Saved{State: o.state, Memory: o.memory, Shared: o.own}
+}
+
+// capture is what a VM was when it stood still.
+type capture struct {
+	state, memory *os.File
+	stats         vmm.Stats
+}
+
+func (c *capture) close() { _, _ = c.state.Close(), c.memory.Close() }
+
+// capture holds the guest still, stops its VM and writes both down. The VM
+// stays stopped, and the guest held, until goOn. On error it goes on by itself.
+func (b *box) capture(ctx context.Context) (_ *capture, err error) {
+	saver, ok := b.vm.(vmm.Saver)
+	if !ok {
+		return nil, fault.New(fault.Unimplemented, "%s can't write a VM down", b.m.p.Driver.Caps().Name)
+	}
+	if _, err := b.guest.Quiesce(ctx); err != nil {
+		return nil, fmt.Errorf("hold guest still: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.goOn(ctx))
+		}
+	}()
+	if err := b.vm.Pause(ctx); err != nil {
+		return nil, fmt.Errorf("stop VM: %w", err)
+	}
+	c := &capture{}
+	if c.state, err = snapshot.NewMemory("hutch-state", 0); err != nil {
+		return nil, err
+	}
+	if c.memory, err = snapshot.NewMemory("hutch-memory", 0); err != nil {
+		_ = c.state.Close()
+		return nil, err
+	}
+	if c.stats, err = saver.Save(ctx, vmm.Files{State: c.state, Memory: c.memory}); err != nil {
+		c.close()
+		return nil, fmt.Errorf("write VM down: %w", err)
+	}
+	return c, nil
+}
+
+// goOn lets a guest that a capture held go on, in a VM that may stand.
+func (b *box) goOn(ctx context.Context) error {
+	if err := b.vm.Resume(ctx); err != nil {
+		return fmt.Errorf("start VM again: %w", err)
+	}
+	if _, err := b.guest.Configure(ctx, b.guestConfig()); err != nil {
+		return fmt.Errorf("let guest go on: %w", err)
+	}
+	return nil
+}
+
+// fits describes the machine that was captured.
+func (c *capture) fits(b *box) snapshot.Fits {
+	f := b.m.fits(b.rec.KernelID, b.rec.Spec.VCPUs, b.rec.Spec.MemoryMB)
+	f.VMMVersion, f.Machine, f.Accel, f.CPU = c.stats.Version, c.stats.Machine, c.stats.Accel, c.stats.CPU
+	return f
+}
+
+// fits describes the machine that a sandbox gets on this host.
+func (m *Manager) fits(kernelID string, vcpus, memoryMB int) snapshot.Fits {
+	c := m.p.Driver.Caps()
+	return snapshot.Fits{
+		VMM: c.Name, VMMVersion: c.Version, Machine: c.Machine, Accel: c.Accel, CPU: c.CPU,
+		KernelID: kernelID, VCPUs: vcpus, MemoryMB: memoryMB,
+	}
+}
