@@ -153,7 +153,8 @@ func (c *copier) save(w *twin) (*snapshot.Snapshot, *os.File) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	stats, err := w.vm.(vmm.Saver).Save(ctx, vmm.Files{State: draft.State, Memory: draft.Memory})
+	files := vmm.Files{State: c.memoryFile("state"), Memory: c.memoryFile("memory")}
+	stats, err := w.vm.(vmm.Saver).Save(ctx, files)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -163,7 +164,7 @@ func (c *copier) save(w *twin) (*snapshot.Snapshot, *os.File) {
 	s, err := draft.Publish(ctx, snapshot.Manifest{ID: string(w.spec.ID), Kind: snapshot.Fork, Fits: snapshot.Fits{
 		VMM: "qemu", VMMVersion: stats.Version, Machine: stats.Machine, Accel: stats.Accel, CPU: stats.CPU,
 		KernelID: c.pack.ID, VCPUs: w.spec.VCPUs, MemoryMB: w.spec.MemoryMB,
-	}})
+	}}, files.State, files.Memory)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -176,6 +177,16 @@ func (c *copier) save(w *twin) (*snapshot.Snapshot, *os.File) {
 		c.t.Fatal(err)
 	}
 	return s, memory
+}
+
+func (c *copier) memoryFile(name string) *os.File {
+	c.t.Helper()
+	f, err := snapshot.NewMemory(name, 0)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { f.Close() })
+	return f
 }
 
 func (c *copier) restore(name string, from *snapshot.Snapshot, memory *os.File) *twin {
