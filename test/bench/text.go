@@ -94,9 +94,11 @@ func (r *report) timeTable(line liner) {
 		line("| %s, %d MiB | %d | %s | %s | %s (time) | none, for information |", row.name, r.Plan.CopyBytes>>20, len(row.samples),
 			rate(func(s sample) int64 { return s.Floor }), rate(func(s sample) int64 { return s.Hutch }), spreadOf(row.samples, sample.ratio).format("", 1, 3))
 	}
-	deaths := spreadOf(r.Deaths, func(t int64) float64 { return float64(t) })
-	line("| VMM killed, to the state `error` told to a caller that waits | %d | none | %s | | 1 s: %s |", len(r.Deaths),
-		deaths.format(" ms", 1e3, 1), verdict(len(r.Deaths) > 0 && deaths.max <= deathTarget))
+	if len(r.Deaths) > 0 { // older samples have none
+		deaths := spreadOf(r.Deaths, func(t int64) float64 { return float64(t) })
+		line("| VMM killed, to the state `error` told to a caller that waits | %d | none | %s | | 1 s: %s |", len(r.Deaths),
+			deaths.format(" ms", 1e3, 1), verdict(deaths.max <= deathTarget))
+	}
 	line("")
 }
 
