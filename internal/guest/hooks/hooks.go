@@ -1,7 +1,6 @@
 package hooks
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -20,7 +19,7 @@ const (
 	Dir = "/etc/hutch/restore.d"
 	// timeLimit is what each hook gets.
 	timeLimit = 10 * time.Second
-	// maxOutput is how much of a hook's output is told, its end, in bytes.
+	// maxOutput is how much of each stream of a hook is told, its end, in bytes.
 	maxOutput = 2 << 10
 	// closeLimit is what killing everything that hooks left gets.
 	closeLimit = 5 * time.Second
@@ -76,10 +75,9 @@ func (p Params) run(ctx context.Context, table *process.Table, path string) erro
 		return err
 	}
 	defer sub.Close()
-	output, exit, err := follow(ctx, sub)
-	output = bytes.TrimSpace(output)
-	if len(output) > 0 {
-		p.Log.Warn("restore hook wrote", "hook", path, "output", string(output))
+	out, exit, err := follow(ctx, sub)
+	if text := out.all(); text != "" {
+		p.Log.Warn("restore hook wrote", "hook", path, "output", text)
 	}
 	switch {
 	case err != nil:
@@ -89,30 +87,44 @@ func (p Params) run(ctx context.Context, table *process.Table, path string) erro
 	case exit.Signal != 0:
 		return fmt.Errorf("killed by %v", exit.Signal)
 	case exit.Code != 0:
-		return errors.New(strings.TrimSuffix(fmt.Sprintf("exit code %d: %s", exit.Code, lastLine(output)), ": "))
+		return errors.New(strings.TrimSuffix(fmt.Sprintf("exit code %d: %s", exit.Code, out.lastLine()), ": "))
 	}
 	return nil
 }
 
-// follow returns the end of the output, of both streams as it came.
-func follow(ctx context.Context, sub *process.Subscription) ([]byte, process.Exit, error) {
-	var tail []byte
+// output is the end of what a hook wrote, by stream: which of two wrote first
+// can't be told.
+type output map[process.Stream][]byte
+
+// follow takes what the hook writes until it ends.
+func follow(ctx context.Context, sub *process.Subscription) (output, process.Exit, error) {
+	out := output{}
 	for {
 		ev, err := sub.Next(ctx, 0)
 		if err != nil {
-			return tail, process.Exit{}, err
+			return out, process.Exit{}, err
 		}
 		switch ev.Kind {
 		case process.Data:
-			tail = append(tail, ev.Data...)
-			if len(tail) > maxOutput {
-				tail = append(tail[:0], tail[len(tail)-maxOutput:]...)
-			}
+			tail := append(out[ev.Stream], ev.Data...)
+			out[ev.Stream] = append(tail[:0], tail[max(0, len(tail)-maxOutput):]...)
 		case process.End:
-			return tail, ev.Exit, nil
+			return out, ev.Exit, nil
 		case process.Idle:
 		}
 	}
 }
 
-func lastLine(b []byte) []byte { return b[bytes.LastIndexByte(b, '\n')+1:] }
+func (o output) all() string {
+	return strings.TrimSpace(string(o[process.Stdout]) + string(o[process.Stderr]))
+}
+
+// lastLine is what the hook said at the end, of errors if it named any.
+func (o output) lastLine() string {
+	for _, s := range []process.Stream{process.Stderr, process.Stdout} {
+		if text := strings.TrimSpace(string(o[s])); text != "" {
+			return text[strings.LastIndexByte(text, '\n')+1:]
+		}
+	}
+	return ""
+}

@@ -81,7 +81,7 @@ func TestHooksRunInOrder(t *testing.T) {
 	i := newImage(t)
 	i.hook(t, "20-b", "id -u; echo $HOME; [ -z \"$SECRET\" ]", 0o755)
 	i.hook(t, "10-a", "sleep 1000 & exit 0", 0o700) // what it leaves ends with the last hook
-	i.hook(t, "30-c", "echo half; echo no such key >&2; exit 3", 0o755)
+	i.hook(t, "30-c", "echo no key >&2; echo half; echo no such key >&2; exit 3", 0o755)
 	i.hook(t, "40-d", "kill -9 $$", 0o755)
 	i.hook(t, "50-e", "", 0o755)
 	i.hook(t, "readme", "", 0o644)
@@ -108,7 +108,7 @@ func TestHooksRunInOrder(t *testing.T) {
 func TestTimeAndOutputAreBounded(t *testing.T) {
 	i := newImage(t)
 	i.timeLimit = 500 * time.Millisecond
-	i.hook(t, "1", "yes | head -c 1000000; echo end; exit 1", 0o755)
+	i.hook(t, "1", "yes | head -c 1000000; echo; echo end; exit 1", 0o755)
 	i.hook(t, "2", "sleep 1000 & sleep 1000", 0o755)
 	i.hook(t, "3", "", 0o755)
 	want := []string{"restore hook 1: exit code 1: end", "restore hook 2: killed after 500ms"}
