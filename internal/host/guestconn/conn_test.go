@@ -90,6 +90,18 @@ func TestTypedCalls(t *testing.T) {
 	}
 }
 
+// TestTimeIsToldQuickly tells it again to an agent that was slow to take it.
+func TestTimeIsToldQuickly(t *testing.T) {
+	testenv.CheckGoroutines(t)
+	for slow, want := range map[int]int{0: 1, 1: 2, 9: tellTimes} {
+		a := startAgent(t)
+		a.slow = slow
+		if err := connectTo(t, a).SyncClock(testenv.Context(t)); err != nil || len(a.pings) < want || len(a.pings) > tellTimes {
+			t.Errorf("%d slow answers: %d pings, want %d or more; %v", slow, len(a.pings), want, err)
+		}
+	}
+}
+
 func TestExec(t *testing.T) {
 	testenv.CheckGoroutines(t)
 	ctx, a := testenv.Context(t), startAgent(t)
