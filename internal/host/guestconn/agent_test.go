@@ -180,12 +180,15 @@ func (a *agent) quiesce(_ context.Context, request []byte, send func([]byte) err
 	return send(b)
 }
 
-func (a *agent) Ping(_ context.Context, r *connect.Request[arcboxv1.AgentPingRequest]) (*connect.Response[arcboxv1.AgentPingResponse], error) {
+func (a *agent) Ping(ctx context.Context, r *connect.Request[arcboxv1.AgentPingRequest]) (*connect.Response[arcboxv1.AgentPingResponse], error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.pings = append(a.pings, r.Msg)
 	if len(a.pings) <= a.slow {
-		time.Sleep(tellQuick) // as an agent that does it for the first time
+		select { // as an agent that does it for the first time
+		case <-time.After(tellQuick):
+		case <-ctx.Done():
+		}
 	}
 	return connect.NewResponse(&arcboxv1.AgentPingResponse{}), nil
 }
