@@ -103,7 +103,7 @@ func (a *agent) start(ctx context.Context, request []byte, send func([]byte) err
 	if err := a.awaitBuilt(ctx); err != nil {
 		return err
 	}
-	return processrpc.Call(a.table, ctx, request, send)
+	return processrpc.Call(ctx, a.table, request, send)
 }
 
 func (a *agent) awaitBuilt(ctx context.Context) error {

@@ -616,9 +616,13 @@ func TestAFlushedRulesetComesBackByItself(t *testing.T) {
 	flushRules(t, w.host)
 	ctx, cancel := context.WithTimeout(testenv.Context(t), patience)
 	defer cancel()
-	for !slices.Equal(before, w.state(t)) {
+	for {
+		now, err := w.readState(t)
+		if err == nil && slices.Equal(before, now) {
+			break
+		}
 		if ctx.Err() != nil {
-			t.Fatalf("the rules stay away: %q, want %q", w.state(t), before)
+			t.Fatalf("the rules stay away: %q, %v, want %q", now, err, before)
 		}
 	}
 	g := w.guest(t, n, s)

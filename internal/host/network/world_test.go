@@ -205,8 +205,15 @@ func internet() sandbox.Policy { return sandbox.Policy{Mode: sandbox.ModeInterne
 // their elements, namespaces, and flows.
 func (w *world) state(t testing.TB) []string {
 	t.Helper()
-	var out []string
-	must(t, w.host.do(func() error {
+	out, err := w.readState(t)
+	must(t, err)
+	return out
+}
+
+// readState is state. It fails when the rules change meanwhile.
+func (w *world) readState(t testing.TB) (out []string, err error) {
+	t.Helper()
+	err = w.host.do(func() error {
 		err := withRoutes(func(h *netlink.Handle) error {
 			links, err := dump(h.LinkList)
 			for _, l := range links {
@@ -246,7 +253,10 @@ func (w *world) state(t testing.TB) []string {
 			}
 			return nil
 		})
-	}))
+	})
+	if err != nil {
+		return nil, err
+	}
 	for _, f := range w.flows(t) {
 		if strings.Contains(f, "198.19.") {
 			out = append(out, "flow "+f)
@@ -262,7 +272,7 @@ func (w *world) state(t testing.TB) []string {
 		}
 	}
 	slices.Sort(out)
-	return out
+	return out, nil
 }
 
 func (w *world) flows(t testing.TB) []string {

@@ -14,7 +14,7 @@ import (
 
 // Call answers the link's call link.CallStart: Start without HTTP and without
 // keep-alives, for the host's own commands.
-func Call(table *process.Table, ctx context.Context, request []byte, send func([]byte) error) error {
+func Call(ctx context.Context, table *process.Table, request []byte, send func([]byte) error) error {
 	var msg processpb.StartRequest
 	if err := proto.Unmarshal(request, &msg); err != nil {
 		return fault.New(fault.Invalid, "read StartRequest: %w", err)

@@ -19,7 +19,7 @@ func call(t *testing.T, ctx context.Context, r *rig, req *processpb.StartRequest
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Call(r.table, ctx, b, func(reply []byte) error {
+	return Call(ctx, r.table, b, func(reply []byte) error {
 		var m processpb.StartResponse
 		if err := proto.Unmarshal(reply, &m); err != nil {
 			return err
@@ -42,7 +42,7 @@ func TestCallIsStart(t *testing.T) {
 	if !fault.Is(err, fault.NotFound) {
 		t.Errorf("missing program: %v", err)
 	}
-	if err := Call(r.table, testenv.Context(t), []byte{0xff}, nil); !fault.Is(err, fault.Invalid) {
+	if err := Call(testenv.Context(t), r.table, []byte{0xff}, nil); !fault.Is(err, fault.Invalid) {
 		t.Errorf("garbage: %v", err)
 	}
 }
