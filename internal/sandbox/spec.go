@@ -73,7 +73,7 @@ type Spec struct {
 	// ColdStart asks for a boot, also where there is a warm template.
 	ColdStart bool `json:"cold_start,omitempty"`
 	// Purpose says what hutchd itself made it for; empty: a caller did. Such a
-	// sandbox is not shown to callers, and does not outlive its hutchd.
+	// sandbox is not listed, and the next hutchd destroys it.
 	Purpose string `json:"purpose,omitempty"`
 }
 

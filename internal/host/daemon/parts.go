@@ -154,7 +154,7 @@ func (p *parts) openSandboxes(context.Context) error {
 	}
 	var err error
 	p.sandboxes, err = lifecycle.New(lifecycle.Params{
-		Driver: p.driver, Slots: p.network, Records: p.store, Disks: p.disks, Templates: p.templates,
+		Driver: p.driver, Slots: p.network, Records: p.store, Memories: p.store, Disks: p.disks, Templates: p.templates,
 		Events: meteredEvents{p.events, p.metrics},
 		Kernel: p.kernels.Current, OldKernel: p.kernels.Get, Snapshots: p.snapshots,
 		Warm: lifecycle.Warm{Auto: p.cfg.Warm.Auto, MemoryMB: p.cfg.Warm.MemoryMB, DiskMB: p.cfg.Warm.DiskMB},

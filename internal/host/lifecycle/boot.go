@@ -38,17 +38,14 @@ type boot struct {
 	warm    *warmTemplate // start from it, if that works; nil: none
 	from    *origin       // start from it; nil: boot
 	bootID  string        // of a copy
-	// hibernation is the directory of a memory that must not be used twice;
-	// spent says that it is used now.
-	hibernation string
-	spent       bool
-	turn        *turn
-	slot        network.Slot
-	synced      chan error // result of the data disk's sync; nil: none
-	undos       undo.Stack
-	done        []func() // called when the boot is over, however it went
-	stages      []sandbox.Stage
-	tried       time.Time // when the last list of steps began
+	// unuse lets go of what a copy is started from.
+	unuse  func()
+	spent  bool // the memory of a hibernation is used
+	turn   *turn
+	synced chan error // result of the data disk's sync; nil: none
+	undos  undo.Stack
+	stages []sandbox.Stage
+	tried  time.Time // when the last list of steps began
 }
 
 type step struct {
@@ -56,8 +53,8 @@ type step struct {
 	do   func(context.Context) error
 }
 
-// createSteps make a new sandbox: first what any needs, then a copy of a
-// machine or one that boots.
+// firstSteps, copySteps or bootSteps, and lastSteps make a new sandbox: what any
+// needs, then a copy of a machine or one that boots.
 func (o *boot) firstSteps() []step {
 	return []step{
 		{"record", o.writeFirst},
@@ -91,6 +88,7 @@ func (o *boot) lastSteps() []step { return []step{{"running", o.becomeRunning}} 
 // a boot: the caller asked for a sandbox, and not for a way to it.
 func (o *boot) create() (failed, left error) {
 	defer o.turn.end()
+	defer func() { o.unuse() }()
 	if failed, left = o.run(o.firstSteps()); failed != nil {
 		return failed, left
 	}
@@ -204,17 +202,15 @@ func (o *boot) syncDisk(path string) {
 
 // findMemory has what the copy is made of in RAM.
 func (o *boot) findMemory(ctx context.Context) error {
-	from, err := o.warm.load(ctx)
+	from, err := o.m.warm.load(ctx, o.warm)
 	if err != nil {
 		return err
 	}
-	release, ok := from.use()
+	unuse, ok := from.use()
 	if !ok {
 		return fault.New(fault.Unavailable, "the warm template is being removed")
 	}
-	o.from, o.bootID = from, newUUID()
-	o.undos.Add("origin", func(context.Context) error { release(); return nil })
-	o.done = append(o.done, release)
+	o.from, o.bootID, o.unuse = from, newUUID(), unuse
 	return nil
 }
 
@@ -235,7 +231,6 @@ func (o *boot) takeSlot(ctx context.Context) error {
 		return fmt.Errorf("take network slot: %w", err)
 	}
 	o.slot, o.rec.Slot, o.rec.HostIP = slot, slot.Index, slot.HostIP.String()
-	o.box.slot = slot
 	o.undos.Add("network slot", o.freeSlot)
 	return nil
 }

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -155,6 +156,10 @@ func (b *box) answer(r *request) {
 	switch v, why := sandbox.Decide(b.rec.State, r.kind); v {
 	case sandbox.Accept:
 		r.err = r.do()
+		// What a destroy cut off may not know by what.
+		if asked := (cancelCause{}); r.err != nil && errors.As(context.Cause(b.life), &asked) {
+			r.err = asked
+		}
 	case sandbox.Already:
 	case sandbox.Wait: // the driver is never in its turn while the state is on its way
 		r.err = fault.New(fault.Internal, "sandbox %s: %s can't be decided while %s", b.id, r.kind, b.rec.State)

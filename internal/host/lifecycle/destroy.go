@@ -154,6 +154,9 @@ func afterExit(exit vmm.Exit) change {
 func (b *box) halt(c change) {
 	_ = b.commit(c) // no error: the change need not be written
 	b.freeOrBreak(c.cause, c.reason)
+	if c.to != sandbox.Hibernated {
+		b.forgetSleep()
+	}
 }
 
 // freeOrBreak frees what is left of a VM that has ended.

@@ -278,6 +278,16 @@ func (f fakeRecords) DataDisk(id sandbox.ID) string { return f.s.store.DataDisk(
 func (f fakeRecords) Hibernation(id sandbox.ID) string {
 	return f.s.store.Hibernation(id)
 }
+func (f fakeRecords) Asleep(id sandbox.ID) bool { return f.s.store.Asleep(id) }
+func (f fakeRecords) Woken(id sandbox.ID) bool  { return f.s.store.Woken(id) }
+func (f fakeRecords) Spend(id sandbox.ID) error {
+	return f.s.do("Spend", func() error { return f.s.store.Spend(id) })
+}
+
+func (f fakeRecords) DropMemory(id sandbox.ID) error {
+	return f.s.do("DropMemory", func() error { return f.s.store.DropMemory(id) })
+}
+
 func (f fakeRecords) ConsoleLog(id sandbox.ID) string { return f.s.store.ConsoleLog(id) }
 func (f fakeRecords) VMMLog(id sandbox.ID) string     { return f.s.store.VMMLog(id) }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/hutch-run/hutch/internal/fault"
@@ -36,18 +35,17 @@ func (b *box) hibernate(cause sandbox.Cause, reason string) error {
 	defer stop()
 	ctx, awake := b.interruptible(ctx)
 	defer awake()
-	snap, err := b.fallAsleep(ctx)
-	if err != nil {
+	if err := b.fallAsleep(ctx); err != nil {
 		return fmt.Errorf("hibernate sandbox %s: %w", b.id, err)
 	}
-	err = b.at(ctx, "hibernate record")
+	err := b.at(ctx, "hibernate record")
 	if err == nil {
 		err = b.commit(change{to: sandbox.Hibernated, cause: cause, reason: reason, must: true})
 	}
 	if err != nil {
 		// The memory first: should the record say hibernated all the same, a
 		// later hutchd must not find it beside a disk that has gone on.
-		gone := os.RemoveAll(snap.Dir)
+		gone := b.m.p.Memories.DropMemory(b.id)
 		return errors.Join(fmt.Errorf("hibernate sandbox %s: %w", b.id, err), gone, b.wakeUp())
 	}
 	b.freeOrBreak(cause, "hibernated")
@@ -55,19 +53,19 @@ func (b *box) hibernate(cause sandbox.Cause, reason string) error {
 }
 
 // fallAsleep writes the memory down. On error the sandbox goes on.
-func (b *box) fallAsleep(ctx context.Context) (_ *snapshot.Snapshot, err error) {
+func (b *box) fallAsleep(ctx context.Context) (err error) {
 	paused := b.rec.State == sandbox.Paused
 	if err := b.at(ctx, "hibernate capture"); err != nil {
-		return nil, err
+		return err
 	}
 	if paused { // to be held, a guest must run
 		if err := b.vm.Resume(ctx); err != nil {
-			return nil, b.unsure(err)
+			return b.unsure(err)
 		}
 	}
 	c, err := b.capture(ctx)
 	if err != nil {
-		return nil, errors.Join(err, b.standStill(paused))
+		return errors.Join(err, b.standStill(paused))
 	}
 	defer c.close()
 	defer func() {
@@ -76,24 +74,22 @@ func (b *box) fallAsleep(ctx context.Context) (_ *snapshot.Snapshot, err error) 
 		}
 	}()
 	if err := b.at(ctx, "hibernate write"); err != nil {
-		return nil, err
+		return err
 	}
-	draft, err := snapshot.Begin(b.m.p.Records.Hibernation(b.id))
+	draft, err := snapshot.Begin(b.m.p.Memories.Hibernation(b.id))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return draft.Publish(ctx, snapshot.Manifest{
+	_, err = draft.Publish(ctx, snapshot.Manifest{
 		ID: snapshot.NewID(), Kind: snapshot.Hibernation, CreatedAt: time.Now(), Fits: c.fits(b), DiskMB: b.rec.Spec.DiskMB,
 		ImageDigest: b.rec.ImageDigest, Template: b.rec.Spec.Template, Source: b.id, Parent: b.rec.Snapshot,
 	}, c.state, c.memory)
+	return err
 }
 
-// wakeUp lets a captured guest go on, in the state that the sandbox is in, on a
-// context of its own.
+// wakeUp lets a captured guest go on, in the state that the sandbox is in.
 func (b *box) wakeUp() error {
-	ctx, cancel := undo.Detach(b.life)
-	defer cancel()
-	if err := b.goOn(ctx); err != nil {
+	if err := b.goOn(); err != nil {
 		return b.unsure(err)
 	}
 	return b.standStill(b.rec.State == sandbox.Paused)
@@ -135,8 +131,8 @@ func (b *box) interrupt() {
 	}
 }
 
-// restoreSteps bring a hibernated sandbox back. Up to "memory" it stays
-// hibernated when one fails.
+// restoreSteps bring a hibernated sandbox back. Until "restore" lets its
+// processors run, it stays hibernated when one fails.
 func (o *boot) restoreSteps() []step {
 	return []step{
 		{"queue", o.waitForTurn},
@@ -166,7 +162,7 @@ func (b *box) restore() error {
 		return err
 	}
 	b.grant = grant
-	o := &boot{box: b, op: "resume", image: image, kernel: pack, turn: turn, hibernation: b.m.p.Records.Hibernation(b.id)}
+	o := &boot{box: b, op: "resume", image: image, kernel: pack, turn: turn}
 	failed, left := o.run(o.restoreSteps())
 	turn.end()
 	if o.from != nil {
@@ -190,7 +186,6 @@ func (b *box) restore() error {
 		return errors.Join(failed, err)
 	}
 	b.halt(change{to: sandbox.Failed, cause: b.causeOf(failed), reason: reasonOf(failed)})
-	b.forgetSleep()
 	return failed
 }
 
@@ -204,7 +199,7 @@ func (b *box) kernelOfBoot() (kernel.Pack, error) {
 
 // readMemory reads the memory into RAM. It is this VM's own.
 func (o *boot) readMemory(ctx context.Context) error {
-	snap, err := snapshot.Open(o.hibernation)
+	snap, err := snapshot.Open(o.m.p.Memories.Hibernation(o.id))
 	if err != nil {
 		return err
 	}
@@ -227,47 +222,26 @@ func (o *boot) readMemory(ctx context.Context) error {
 // was restarted, gets another, with another address.
 func (o *boot) keepSlot(ctx context.Context) error {
 	if o.rec.Slot != 0 {
-		o.slot = o.box.slot
 		return nil
 	}
 	return o.takeSlot(ctx)
 }
 
-// spend makes sure that a memory is not used twice: from the moment that its
-// processors run, the disk is no longer the one that it knows.
+// spend sees to it that a memory is not used twice.
 func (o *boot) spend() error {
-	if o.hibernation == "" {
+	if !o.from.own {
 		return nil
 	}
-	if err := os.Rename(o.hibernation, o.hibernation+spentSuffix); err != nil {
-		return fmt.Errorf("mark memory as used: %w", err)
+	if err := o.m.p.Memories.Spend(o.id); err != nil {
+		return err
 	}
 	o.spent = true
 	return nil
 }
 
-// spentSuffix is behind the name of a hibernation that has been resumed.
-const spentSuffix = ".spent"
-
 // forgetSleep removes what a hibernation left on disk.
 func (b *box) forgetSleep() {
-	dir := b.m.p.Records.Hibernation(b.id)
-	for _, d := range []string{dir, dir + spentSuffix} {
-		if err := os.RemoveAll(d); err != nil {
-			b.log.Warn("memory of a sandbox that has woken can't be removed", slog.Any("error", err))
-		}
+	if err := b.m.p.Memories.DropMemory(b.id); err != nil {
+		b.log.Warn("memory that was used can't be removed", slog.Any("error", err))
 	}
-}
-
-// asleep tells whether there is a memory that was never resumed.
-func (b *box) asleep() bool {
-	_, err := os.Lstat(b.m.p.Records.Hibernation(b.id))
-	return err == nil
-}
-
-// spent tells whether there is a memory whose processors ran, in a VM that was
-// not seen to be whole.
-func (b *box) spent() bool {
-	_, err := os.Lstat(b.m.p.Records.Hibernation(b.id) + spentSuffix)
-	return err == nil
 }

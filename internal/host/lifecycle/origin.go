@@ -10,6 +10,7 @@ import (
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/host/vmm"
+	"github.com/hutch-run/hutch/internal/undo"
 )
 
 // origin is a machine that stood still, in RAM: others are started from it.
@@ -72,7 +73,7 @@ type capture struct {
 func (c *capture) close() { _, _ = c.state.Close(), c.memory.Close() }
 
 // capture holds the guest still, stops its VM and writes both down. The VM
-// stays stopped, and the guest held, until goOn. On error it goes on by itself.
+// stays stopped, and the guest held, until goOn. On error they go on.
 func (b *box) capture(ctx context.Context) (_ *capture, err error) {
 	saver, ok := b.vm.(vmm.Saver)
 	if !ok {
@@ -83,7 +84,7 @@ func (b *box) capture(ctx context.Context) (_ *capture, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, b.goOn(ctx))
+			err = errors.Join(err, b.goOn())
 		}
 	}()
 	if err := b.vm.Pause(ctx); err != nil {
@@ -104,8 +105,11 @@ func (b *box) capture(ctx context.Context) (_ *capture, err error) {
 	return c, nil
 }
 
-// goOn lets a guest that a capture held go on, in a VM that may stand.
-func (b *box) goOn(ctx context.Context) error {
+// goOn lets a guest that a capture held go on, in a VM that may stand. It is
+// how a capture is taken back, and so has time of its own.
+func (b *box) goOn() error {
+	ctx, cancel := undo.Detach(b.life)
+	defer cancel()
 	if err := b.vm.Resume(ctx); err != nil {
 		return fmt.Errorf("start VM again: %w", err)
 	}

@@ -26,10 +26,22 @@ type Records interface {
 	Remove(id sandbox.ID) error
 	Load() (store.Loaded, error)
 	DataDisk(id sandbox.ID) string
-	// Hibernation is where the memory of a hibernated sandbox is.
-	Hibernation(id sandbox.ID) string
 	ConsoleLog(id sandbox.ID) string
 	VMMLog(id sandbox.ID) string
+}
+
+// Memories keeps the memory of hibernated sandboxes. It is *store.Store.
+type Memories interface {
+	// Hibernation is where the memory of a sandbox is, or is to be.
+	Hibernation(id sandbox.ID) string
+	// Asleep tells whether one is there that was never used, Woken whether
+	// there is one that was.
+	Asleep(id sandbox.ID) bool
+	Woken(id sandbox.ID) bool
+	// Spend marks it as used, for good. There may be none.
+	Spend(id sandbox.ID) error
+	// DropMemory removes it, whichever it is.
+	DropMemory(id sandbox.ID) error
 }
 
 // Events numbers and keeps events. It is *events.Log.
@@ -94,6 +106,7 @@ type Params struct {
 	Driver    vmm.Driver
 	Slots     network.Slots
 	Records   Records
+	Memories  Memories
 	Events    Events
 	Disks     Disks
 	Templates Templates

@@ -175,7 +175,7 @@ func (b *box) recover() {
 // there is none, the hibernation was given up and the record of that not
 // written: the VMM runs, or has died.
 func (b *box) recoverAsleep() {
-	if !b.asleep() {
+	if !b.m.p.Memories.Asleep(b.id) {
 		b.adopt()
 		return
 	}
@@ -201,13 +201,13 @@ func (b *box) recoverAsleep() {
 // recoverPending undoes a create that was cut off; a sandbox that booted again
 // has a disk to keep, and is in error.
 func (b *box) recoverPending() {
-	if b.rec.Boots > 0 && b.asleep() { // its processors never ran
+	if b.rec.Boots > 0 && b.m.p.Memories.Asleep(b.id) { // its processors never ran
 		b.rec.State = sandbox.Hibernated // what is freed goes by it
 		b.halt(change{to: sandbox.Hibernated, cause: sandbox.ByHost, reason: "hutchd ended while the sandbox was being restored; resume it"})
 		b.recoverAsleep()
 		return
 	}
-	if b.rec.Boots > 0 && b.rec.Machine != nil && b.spent() { // it woke, and nobody was there
+	if b.rec.Boots > 0 && b.rec.Machine != nil && b.m.p.Memories.Woken(b.id) { // it woke, and nobody was there
 		b.adopt()
 		return
 	}

@@ -2,8 +2,6 @@ package lifecycle
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -76,7 +74,7 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again 
 		return nil, false, fmt.Errorf("find kernel: %w", err)
 	}
 	rec := newRecord(id, spec, t)
-	shape := warmKey{image: t.ImageDigest, fits: m.fits(pack.ID, spec.VCPUs, spec.MemoryMB), diskMB: spec.DiskMB}
+	shape := m.shape(spec, t, pack)
 	var warm *warmTemplate
 	if !spec.ColdStart {
 		warm = m.warm.find(shape)
@@ -86,7 +84,7 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again 
 		return nil, false, err
 	}
 	b, isNew, err = m.enter(rec, grant, func(b *box) func() {
-		o := &boot{box: b, op: "create", image: image, release: release, kernel: pack, warm: warm, turn: turn}
+		o := &boot{box: b, op: "create", image: image, release: release, kernel: pack, warm: warm, unuse: func() {}, turn: turn}
 		return func() {
 			if b.create(o); b.makeErr == nil && warm == nil {
 				m.warm.wish(shape, spec)
@@ -172,15 +170,13 @@ func fillFrom(s, from sandbox.Spec) sandbox.Spec {
 }
 
 func newRecord(id sandbox.ID, spec sandbox.Spec, t template.Template) sandbox.Record {
-	var machineID [16]byte
-	rand.Read(machineID[:]) // never fails, see crypto/rand
 	now := time.Now()
 	return sandbox.Record{
 		Version: sandbox.RecordVersion, ID: id, Spec: spec,
 		State: sandbox.Pending, Cause: sandbox.ByUser,
 		CreatedAt: now, ChangedAt: now, ActiveAt: now,
 		ImageDigest: t.ImageDigest, Env: ownMap(t.Env), User: t.User, Cwd: t.Cwd,
-		MachineID: hex.EncodeToString(machineID[:]),
+		MachineID: randomHex(16),
 	}
 }
 
@@ -210,9 +206,6 @@ func (b *box) waitGone(ctx context.Context) error {
 func (b *box) create(o *boot) {
 	defer o.release()
 	failed, left := o.create()
-	for _, f := range o.done {
-		f()
-	}
 	if failed == nil {
 		return
 	}

@@ -1,7 +1,6 @@
 package lifecycle
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -14,7 +13,9 @@ import (
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/guestconn"
+	"github.com/hutch-run/hutch/internal/host/kernel"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
+	"github.com/hutch-run/hutch/internal/host/template"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -50,6 +51,11 @@ type warmKey struct {
 	image  string // digest
 	fits   snapshot.Fits
 	diskMB int
+}
+
+// shape is the key of what a spec asks for.
+func (m *Manager) shape(spec sandbox.Spec, t template.Template, pack kernel.Pack) warmKey {
+	return warmKey{image: t.ImageDigest, fits: m.fits(pack.ID, spec.VCPUs, spec.MemoryMB), diskMB: spec.DiskMB}
 }
 
 // warmTemplate is a machine that was booted in a shape: on disk, and in RAM
@@ -191,6 +197,15 @@ func (w *warmer) drop(s *snapshot.Snapshot) {
 	}
 }
 
+// load has a warm template in RAM, and unloads others to stay within the budget.
+func (w *warmer) load(ctx context.Context, t *warmTemplate) (*origin, error) {
+	o, err := t.load(ctx)
+	if err == nil {
+		w.trim(t)
+	}
+	return o, err
+}
+
 // find returns the warm template of a shape; nil: none.
 func (w *warmer) find(k warmKey) *warmTemplate {
 	w.mu.Lock()
@@ -212,12 +227,12 @@ func (w *warmer) add(k warmKey, t *warmTemplate) {
 }
 
 // trim removes what was used least lately from RAM and from disk, until both
-// are within their budgets; newest stays.
-func (w *warmer) trim(newest *warmTemplate) {
+// are within their budgets; latest stays.
+func (w *warmer) trim(latest *warmTemplate) {
 	w.mu.Lock()
 	list := make([]*warmTemplate, 0, len(w.all))
 	for _, t := range w.all {
-		if t != newest {
+		if t != latest {
 			list = append(list, t)
 		}
 	}
@@ -225,9 +240,9 @@ func (w *warmer) trim(newest *warmTemplate) {
 	slices.SortFunc(list, func(a, b *warmTemplate) int { // used latest first
 		at, _ := a.lastUse()
 		bt, _ := b.lastUse()
-		return cmp.Compare(bt.UnixNano(), at.UnixNano())
+		return bt.Compare(at)
 	})
-	memory, disk := newest.memoryBytes(), newest.diskBytes()
+	memory, disk := latest.memoryBytes(), latest.diskBytes()
 	for _, t := range list {
 		disk += t.diskBytes()
 		if over(disk, w.m.p.Warm.DiskMB) {
@@ -288,7 +303,7 @@ func (m *Manager) WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapsho
 	if err != nil {
 		return nil, fmt.Errorf("find kernel: %w", err)
 	}
-	k := warmKey{image: t.ImageDigest, fits: m.fits(pack.ID, spec.VCPUs, spec.MemoryMB), diskMB: spec.DiskMB}
+	k := m.shape(spec, t, pack)
 	if w := m.warm.find(k); w != nil {
 		return w.snap, nil
 	}
@@ -351,9 +366,7 @@ func (w *warmer) wish(k warmKey, spec sandbox.Spec) {
 	}
 	w.m.wg.Go(func() {
 		defer func() { <-w.auto }()
-		ctx, cancel := context.WithCancel(w.m.closing)
-		defer cancel()
-		if _, err := w.m.WarmTemplate(ctx, spec); err != nil {
+		if _, err := w.m.WarmTemplate(w.m.closing, spec); err != nil {
 			w.m.p.Log.Warn("template can't be made warm", slog.String("template", spec.Template), slog.Any("error", err))
 			w.mu.Lock()
 			w.failed[k] = true

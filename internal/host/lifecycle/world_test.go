@@ -285,6 +285,9 @@ func (s *session) gate(name string) chan error {
 
 // pass waits at a gate if there is one.
 func (s *session) pass(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil { // nothing is done on a dead context
+		return err
+	}
 	s.mu.Lock()
 	g := s.gates[name]
 	s.mu.Unlock()
@@ -306,7 +309,7 @@ func (s *session) params() Params {
 	}
 	return Params{
 		Snapshots: snapshots,
-		Driver:    fakeDriver{s}, Slots: fakeSlots{s}, Records: fakeRecords{s}, Events: fakeEvents{s},
+		Driver:    fakeDriver{s}, Slots: fakeSlots{s}, Records: fakeRecords{s}, Memories: fakeRecords{s}, Events: fakeEvents{s},
 		Disks: fakeDisks{s}, Templates: fakeTemplates{s},
 		Kernel: func() (kernel.Pack, error) {
 			return kernel.Pack{ID: "k1", Kernel: "/k", Initrd: "/i", Modules: "/m"}, nil

@@ -23,8 +23,11 @@ const (
 	sandboxesName = "sandboxes"
 	eventsName    = "events"
 	snapshotsName = "snapshots"
-	blankName     = "blank"
-	trashName     = "trash"
+
+	hibernationName = "hibernation"
+	spentSuffix     = ".spent"
+	blankName       = "blank"
+	trashName       = "trash"
 
 	recordName  = "record.json"
 	tempName    = ".record.json.new"
@@ -110,9 +113,6 @@ func (s *Store) ConsoleLog(id sandbox.ID) string { return filepath.Join(s.Dir(id
 
 // VMMLog returns the path of the log of what a sandbox's VMM says.
 func (s *Store) VMMLog(id sandbox.ID) string { return filepath.Join(s.Dir(id), vmmLogName) }
-
-// Hibernation returns where the memory of a hibernated sandbox is.
-func (s *Store) Hibernation(id sandbox.ID) string { return filepath.Join(s.Dir(id), "hibernation") }
 
 // SnapshotsDir returns the directory for package snapshot.
 func (s *Store) SnapshotsDir() string { return filepath.Join(s.root, snapshotsName) }
