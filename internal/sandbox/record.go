@@ -60,8 +60,10 @@ type Record struct {
 	User        string            `json:"user,omitempty"`
 	Cwd         string            `json:"cwd,omitempty"`
 
-	// Snapshot is what its machine was started from; empty: it booted.
+	// Snapshot is what its machine was started from, or, when it booted from a
+	// named snapshot's disk, that; Parent the sandbox that it was forked from.
 	Snapshot string `json:"snapshot,omitempty"`
+	Parent   ID     `json:"parent,omitempty"`
 
 	KernelID string   `json:"kernel_id"`
 	Slot     int      `json:"slot,omitempty"` // network slot index, 0: none

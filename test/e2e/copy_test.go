@@ -161,7 +161,7 @@ func (c *copier) save(w *twin) (*snapshot.Snapshot, *os.File) {
 	if err := c.disks.Clone(ctx, w.spec.Disks[2].Path, draft.Data()); err != nil {
 		c.t.Fatal(err)
 	}
-	s, err := draft.Publish(ctx, snapshot.Manifest{ID: string(w.spec.ID), Kind: snapshot.Fork, Fits: snapshot.Fits{
+	s, err := draft.Publish(ctx, snapshot.Manifest{ID: string(w.spec.ID), Kind: snapshot.Named, Fits: snapshot.Fits{
 		VMM: "qemu", VMMVersion: stats.Version, Machine: stats.Machine, Accel: stats.Accel, CPU: stats.CPU,
 		KernelID: c.pack.ID, VCPUs: w.spec.VCPUs, MemoryMB: w.spec.MemoryMB,
 	}}, files.State, files.Memory)

@@ -2,8 +2,10 @@ package lifecycle
 
 import (
 	"context"
+	"time"
 
 	"github.com/hutch-run/hutch/internal/host/guestconn"
+	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -13,6 +15,23 @@ type View struct {
 	sandbox.Record
 	InFlight int
 	Pid      int // of the VMM, 0: none
+}
+
+// Forked is what came of a fork.
+type Forked struct {
+	Views   []View
+	Stopped time.Duration // how long the source stood still
+}
+
+// SnapshotView is what readers see of a snapshot.
+type SnapshotView struct {
+	snapshot.Manifest
+	// Users are the sandboxes that were made from it; of a hibernation the one
+	// that sleeps.
+	Users []sandbox.ID
+	InRAM bool
+	// Problem tells why this host can't start it now; empty: it can.
+	Problem string
 }
 
 // Sandboxes is what the API handlers need of the Manager.

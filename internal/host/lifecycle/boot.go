@@ -34,11 +34,18 @@ type boot struct {
 	// release lets go of the image of a create: from its record on, the
 	// sandbox itself says that it uses it.
 	release func()
+	after   func() // called when it worked; nil: nothing
 	kernel  kernel.Pack
-	warm    *warmTemplate // start from it, if that works; nil: none
-	from    *origin       // start from it; nil: boot
-	bootID  string        // of a copy
-	// unuse lets go of what a copy is started from.
+	// still is what a copy is started from, and from the same in RAM, once it is
+	// there. A fork has only from; a boot neither.
+	still *still
+	from  *origin
+	// onlyCopy says that a copy that does not work out must not become a boot.
+	onlyCopy bool
+	// data makes the data disk of a boot. Nil: a blank one.
+	data   func(ctx context.Context, path string) error
+	bootID string // of a copy
+	// unuse lets go of from.
 	unuse  func()
 	spent  bool // the memory of a hibernation is used
 	turn   *turn
@@ -66,7 +73,7 @@ func (o *boot) firstSteps() []step {
 func (o *boot) copySteps() []step {
 	return []step{
 		{"memory", o.findMemory},
-		{"disk", o.copyDisk},
+		{"disk", o.makeDisk},
 		{"restore", o.launch},
 		{"hello", o.waitForHello},
 		{"configure", o.configure},
@@ -85,24 +92,29 @@ func (o *boot) bootSteps() []step {
 func (o *boot) lastSteps() []step { return []step{{"running", o.becomeRunning}} }
 
 // create does the steps of a new sandbox. A copy that does not work out becomes
-// a boot: the caller asked for a sandbox, and not for a way to it.
+// a boot, where that makes no difference: the caller asked for a sandbox, and
+// not for a way to it.
 func (o *boot) create() (failed, left error) {
 	defer o.turn.end()
-	defer func() { o.unuse() }()
+	defer func() {
+		if o.unuse != nil {
+			o.unuse()
+		}
+	}()
 	if failed, left = o.run(o.firstSteps()); failed != nil {
 		return failed, left
 	}
-	if o.warm != nil {
+	if o.still != nil || o.from != nil {
 		before := o.undos.Len()
 		failed, left = o.try(o.copySteps(), before)
 		switch {
 		case failed == nil:
 			return o.run(o.lastSteps())
-		case left != nil || o.life.Err() != nil || o.m.closing.Err() != nil:
+		case o.onlyCopy || left != nil || o.life.Err() != nil || o.m.closing.Err() != nil:
 			return failed, errors.Join(left, o.undos.Run(o.life))
 		}
 		o.log.Warn("warm start failed, booting instead", slog.Any("error", failed))
-		o.from, o.bootID = nil, ""
+		o.still, o.from, o.bootID = nil, nil, ""
 		o.stages = append(o.stages, sandbox.Stage{Name: "warm start failed", Took: time.Since(o.tried)})
 	}
 	if failed, left = o.run(o.bootSteps()); failed != nil {
@@ -176,15 +188,25 @@ func (o *boot) writePending(context.Context) error {
 
 func (o *boot) waitForTurn(ctx context.Context) error { return o.turn.wait(ctx) }
 
-// makeDisk makes the data disk, and has it synced while the guest boots. The
-// disk needs no undo: it goes with the sandbox's directory.
+// makeDisk makes the data disk, and has it synced meanwhile.
 func (o *boot) makeDisk(ctx context.Context) error {
-	path := o.m.p.Records.DataDisk(o.id)
-	if err := o.m.p.Disks.Create(ctx, path, o.rec.Spec.DiskMB); err != nil {
+	path, data := o.m.p.Records.DataDisk(o.id), o.data
+	if o.from != nil {
+		data = o.from.data
+	}
+	if data == nil {
+		data = o.blankDisk
+	}
+	if err := data(ctx, path); err != nil {
 		return err
 	}
+	o.undos.Add("disk", func(context.Context) error { return o.m.p.Disks.Remove(path) })
 	o.syncDisk(path)
 	return nil
+}
+
+func (o *boot) blankDisk(ctx context.Context, path string) error {
+	return o.m.p.Disks.Create(ctx, path, o.rec.Spec.DiskMB)
 }
 
 // syncDisk has the data disk synced meanwhile.
@@ -202,26 +224,22 @@ func (o *boot) syncDisk(path string) {
 
 // findMemory has what the copy is made of in RAM.
 func (o *boot) findMemory(ctx context.Context) error {
-	from, err := o.m.warm.load(ctx, o.warm)
+	o.bootID = newUUID()
+	if o.from != nil {
+		return nil
+	}
+	if err := o.still.snap.Fits.Check(o.m.fits(o.kernel.ID, o.rec.Spec.VCPUs, o.rec.Spec.MemoryMB)); err != nil {
+		return err
+	}
+	from, err := o.m.stock.load(ctx, o.still)
 	if err != nil {
 		return err
 	}
 	unuse, ok := from.use()
 	if !ok {
-		return fault.New(fault.Unavailable, "the warm template is being removed")
+		return fault.New(fault.Unavailable, "snapshot %s is just being removed", o.still.snap.ID)
 	}
-	o.from, o.bootID, o.unuse = from, newUUID(), unuse
-	return nil
-}
-
-// copyDisk makes the data disk a copy of the origin's.
-func (o *boot) copyDisk(ctx context.Context) error {
-	path := o.m.p.Records.DataDisk(o.id)
-	if err := o.from.data(ctx, path); err != nil {
-		return err
-	}
-	o.undos.Add("disk", func(context.Context) error { return o.m.p.Disks.Remove(path) })
-	o.syncDisk(path)
+	o.from, o.unuse = from, unuse
 	return nil
 }
 
@@ -339,8 +357,8 @@ func (o *boot) becomeRunning(ctx context.Context) error {
 	o.active()
 	o.rec.Boots++
 	o.rec.Stages = o.stages
-	if o.from != nil && o.warm != nil {
-		o.rec.Snapshot = o.warm.snap.ID
+	if o.still != nil {
+		o.rec.Snapshot = o.still.snap.ID
 	}
 	err := o.commit(change{to: sandbox.Running, cause: sandbox.ByUser, must: true})
 	if err != nil {
@@ -414,12 +432,17 @@ func (b *box) vmSpec(image string, k kernel.Pack, netns string) vmm.Spec {
 }
 
 func (b *box) guestConfig() guestconn.Config {
-	env := make(map[string]string, len(b.rec.Env)+len(b.rec.Spec.DefaultEnv))
-	maps.Copy(env, b.rec.Env)
-	maps.Copy(env, b.rec.Spec.DefaultEnv)
-	return guestconn.Config{
-		ID: string(b.id), MachineID: b.rec.MachineID,
-		Address: network.GuestAddr, Gateway: network.GatewayIP, DNS: b.m.p.DNS, MTU: network.MTU,
-		Env: env, DefaultUser: orElse(b.rec.Spec.DefaultUser, b.rec.User), DefaultCwd: b.rec.Cwd,
-	}
+	c := guestDefaults(b.rec)
+	c.ID, c.MachineID = string(b.id), b.rec.MachineID
+	c.Address, c.Gateway, c.DNS, c.MTU = network.GuestAddr, network.GatewayIP, b.m.p.DNS, network.MTU
+	return c
+}
+
+// guestDefaults are the defaults of commands in a sandbox: its template's, and
+// over them its own.
+func guestDefaults(rec sandbox.Record) guestconn.Config {
+	env := make(map[string]string, len(rec.Env)+len(rec.Spec.DefaultEnv))
+	maps.Copy(env, rec.Env)
+	maps.Copy(env, rec.Spec.DefaultEnv)
+	return guestconn.Config{Env: env, DefaultUser: orElse(rec.Spec.DefaultUser, rec.User), DefaultCwd: rec.Cwd}
 }

@@ -325,11 +325,13 @@ func (b *box) op() (context.Context, context.CancelFunc) {
 }
 
 // at is where tests break a step.
-func (b *box) at(ctx context.Context, step string) error {
-	if b.m.p.Break == nil {
+func (b *box) at(ctx context.Context, step string) error { return b.m.at(ctx, b.id, step) }
+
+func (m *Manager) at(ctx context.Context, id sandbox.ID, step string) error {
+	if m.p.Break == nil {
 		return nil
 	}
-	if err := b.m.p.Break(ctx, b.id, step); err != nil {
+	if err := m.p.Break(ctx, id, step); err != nil {
 		return fmt.Errorf("%s: %w", step, err)
 	}
 	return nil

@@ -11,7 +11,6 @@ import (
 	"github.com/hutch-run/hutch/internal/host/kernel"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/sandbox"
-	"github.com/hutch-run/hutch/internal/undo"
 )
 
 // sleepTime bounds the writing and the reading of a memory.
@@ -54,18 +53,12 @@ func (b *box) hibernate(cause sandbox.Cause, reason string) error {
 
 // fallAsleep writes the memory down. On error the sandbox goes on.
 func (b *box) fallAsleep(ctx context.Context) (err error) {
-	paused := b.rec.State == sandbox.Paused
 	if err := b.at(ctx, "hibernate capture"); err != nil {
 		return err
 	}
-	if paused { // to be held, a guest must run
-		if err := b.vm.Resume(ctx); err != nil {
-			return b.unsure(err)
-		}
-	}
-	c, err := b.capture(ctx)
+	c, err := b.captureAny(ctx)
 	if err != nil {
-		return errors.Join(err, b.standStill(paused))
+		return err
 	}
 	defer c.close()
 	defer func() {
@@ -85,27 +78,6 @@ func (b *box) fallAsleep(ctx context.Context) (err error) {
 		ImageDigest: b.rec.ImageDigest, Template: b.rec.Spec.Template, Source: b.id, Parent: b.rec.Snapshot,
 	}, c.state, c.memory)
 	return err
-}
-
-// wakeUp lets a captured guest go on, in the state that the sandbox is in.
-func (b *box) wakeUp() error {
-	if err := b.goOn(); err != nil {
-		return b.unsure(err)
-	}
-	return b.standStill(b.rec.State == sandbox.Paused)
-}
-
-// standStill stops a VM again that was paused before.
-func (b *box) standStill(paused bool) error {
-	if !paused {
-		return nil
-	}
-	ctx, cancel := undo.Detach(b.life)
-	defer cancel()
-	if err := b.vm.Pause(ctx); err != nil {
-		return b.unsure(err)
-	}
-	return nil
 }
 
 // interruptible returns a context that a resume ends. done must be called.
@@ -153,9 +125,9 @@ func (b *box) restore() error {
 	if err != nil {
 		return fmt.Errorf("resume sandbox %s: find its image: %w", b.id, err)
 	}
-	pack, err := b.kernelOfBoot()
+	pack, err := b.m.kernelOf(b.rec.KernelID)
 	if err != nil {
-		return fmt.Errorf("resume sandbox %s: find its kernel: %w", b.id, err)
+		return fmt.Errorf("resume sandbox %s: %w", b.id, err)
 	}
 	grant, turn, err := b.m.admission.admit(b.rec.Spec.MemoryMB, false)
 	if err != nil {
@@ -189,12 +161,17 @@ func (b *box) restore() error {
 	return failed
 }
 
-// kernelOfBoot is the pack that the sandbox booted.
-func (b *box) kernelOfBoot() (kernel.Pack, error) {
-	if b.m.p.OldKernel != nil {
-		return b.m.p.OldKernel(b.rec.KernelID)
+// kernelOf returns the pack with an id, which a machine once booted.
+func (m *Manager) kernelOf(id string) (kernel.Pack, error) {
+	find := m.p.Kernel
+	if m.p.OldKernel != nil {
+		find = func() (kernel.Pack, error) { return m.p.OldKernel(id) }
 	}
-	return b.m.p.Kernel()
+	pack, err := find()
+	if err != nil {
+		return kernel.Pack{}, fmt.Errorf("find the kernel that the machine booted: %w", err)
+	}
+	return pack, nil
 }
 
 // readMemory reads the memory into RAM. It is this VM's own.

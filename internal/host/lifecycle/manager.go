@@ -13,6 +13,7 @@ import (
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/kernel"
+	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/host/store"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
@@ -25,6 +26,7 @@ const parallel = 8
 type Manager struct {
 	p         Params
 	admission *admission
+	stock     *stock
 	warm      *warmer
 	bootID    string
 
@@ -79,7 +81,7 @@ func New(p Params) (*Manager, error) {
 		work:      make(chan struct{}, parallel),
 		boxes:     map[sandbox.ID]*box{}, quarantined: map[sandbox.ID]store.Quarantined{},
 	}
-	m.warm = newWarmer(m)
+	m.stock, m.warm = newStock(m), newWarmer(m)
 	return m, nil
 }
 
@@ -101,7 +103,7 @@ func (m *Manager) Close(ctx context.Context, keepVMs bool) error {
 	m.close(cancelCause{stopping()})
 	stop := context.AfterFunc(ctx, func() { m.endLife(cancelCause{stopping()}) })
 	m.wg.Wait()
-	m.warm.close()
+	m.stock.close()
 	stop()
 	m.endLife(nil)
 	if err := context.Cause(ctx); err != nil {
@@ -149,15 +151,11 @@ func (m *Manager) Get(idOrPrefix string) (View, error) {
 	case len(matches) == 0:
 		return View{}, err
 	case len(matches) > 1:
-		const named = 5
-		var ids []string
-		for _, v := range matches[:min(named, len(matches))] {
-			ids = append(ids, string(v.ID))
+		var ids []sandbox.ID
+		for _, v := range matches {
+			ids = append(ids, v.ID)
 		}
-		if len(matches) > named {
-			ids = append(ids, "...")
-		}
-		return View{}, fault.BadField("sandbox_id", "%q is the beginning of %d ids: %s", idOrPrefix, len(matches), strings.Join(ids, ", "))
+		return View{}, fault.BadField("sandbox_id", "%q is the beginning of %d ids: %s", idOrPrefix, len(matches), someIDs(ids))
 	}
 	return matches[0], nil
 }
@@ -197,21 +195,38 @@ func (m *Manager) Quarantined() []store.Quarantined {
 	return all
 }
 
-// ImagesInUse returns the digests of the images that sandboxes need. all is
-// false when there may be more: a sandbox in quarantine does not tell its own.
+// ImagesInUse returns the digests of the images that sandboxes and snapshots
+// need. all is false when there may be more: a sandbox in quarantine may not
+// tell its own.
 func (m *Manager) ImagesInUse() (digests map[string]bool, all bool) {
-	digests, all = map[string]bool{}, true
+	return m.inUse(func(c store.Claims) string { return c.ImageDigest })
+}
+
+// KernelsInUse returns the ids of the kernel packs that sandboxes and snapshots
+// need. all is as with ImagesInUse.
+func (m *Manager) KernelsInUse() (ids map[string]bool, all bool) {
+	return m.inUse(func(c store.Claims) string { return c.KernelID })
+}
+
+// inUse marks by the records what sandboxes and named snapshots need.
+func (m *Manager) inUse(part func(store.Claims) string) (marked map[string]bool, all bool) {
+	marked, all = map[string]bool{}, true
 	for _, v := range m.List() {
-		digests[v.ImageDigest] = true
+		marked[part(store.Claims{ImageDigest: v.ImageDigest, KernelID: v.KernelID})] = true
+	}
+	for _, s := range m.stock.list() {
+		if s.snap.Kind == snapshot.Named {
+			marked[part(store.Claims{ImageDigest: s.snap.ImageDigest, KernelID: s.snap.Fits.KernelID})] = true
+		}
 	}
 	for _, q := range m.Quarantined() {
-		if q.Claims == nil || q.Claims.ImageDigest == "" {
+		if q.Claims == nil || part(*q.Claims) == "" {
 			all = false
 			continue
 		}
-		digests[q.Claims.ImageDigest] = true
+		marked[part(*q.Claims)] = true
 	}
-	return digests, all
+	return marked, all
 }
 
 // find returns a sandbox that is there.

@@ -10,6 +10,7 @@ import (
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/host/vmm"
+	"github.com/hutch-run/hutch/internal/sandbox"
 	"github.com/hutch-run/hutch/internal/undo"
 )
 
@@ -103,6 +104,42 @@ func (b *box) capture(ctx context.Context) (_ *capture, err error) {
 		return nil, fmt.Errorf("write VM down: %w", err)
 	}
 	return c, nil
+}
+
+// captureAny is capture for a sandbox that runs or is paused; wakeUp ends it.
+func (b *box) captureAny(ctx context.Context) (*capture, error) {
+	paused := b.rec.State == sandbox.Paused
+	if paused { // to be held, a guest must run
+		if err := b.vm.Resume(ctx); err != nil {
+			return nil, b.unsure(err)
+		}
+	}
+	c, err := b.capture(ctx)
+	if err != nil {
+		return nil, errors.Join(err, b.standStill(paused))
+	}
+	return c, nil
+}
+
+// wakeUp lets a captured guest go on, in the state that the sandbox is in.
+func (b *box) wakeUp() error {
+	if err := b.goOn(); err != nil {
+		return b.unsure(err)
+	}
+	return b.standStill(b.rec.State == sandbox.Paused)
+}
+
+// standStill stops a VM again that was paused before.
+func (b *box) standStill(paused bool) error {
+	if !paused {
+		return nil
+	}
+	ctx, cancel := undo.Detach(b.life)
+	defer cancel()
+	if err := b.vm.Pause(ctx); err != nil {
+		return b.unsure(err)
+	}
+	return nil
 }
 
 // goOn lets a guest that a capture held go on, in a VM that may stand. It is

@@ -44,7 +44,7 @@ func (m *Manager) Start(ctx context.Context) error {
 	}
 	m.reclaimRunDirs()
 	m.reclaimSlots(ctx)
-	m.warm.open()
+	m.stock.open()
 
 	m.mu.Lock()
 	defer m.mu.Unlock()

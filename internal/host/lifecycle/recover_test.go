@@ -68,6 +68,60 @@ func TestWarmKilledAtEveryCall(t *testing.T) {
 	})
 }
 
+// TestSnapshotKilledAtEveryCall writes a sandbox down, and makes another of it.
+func TestSnapshotKilledAtEveryCall(t *testing.T) {
+	killEverywhere(t, func(h *host) {
+		const id = "sb-1"
+		_, err := h.Create(h.c, id, plain)
+		for _, f := range []func() error{
+			func() error { _, _, err := h.CreateSnapshot(h.c, id, "snap"); return err },
+			func() error { return h.Destroy(h.c, id) },
+			func() error { _, err := h.Create(h.c, id, sandbox.Spec{Template: "snap"}); return err },
+			func() error { return h.Destroy(h.c, id) },
+			func() error { return h.DeleteSnapshot("snap", false) },
+		} {
+			if err != nil {
+				return
+			}
+			err = f()
+		}
+	})
+}
+
+// TestForkKilledAtEveryCall forks a sandbox and its copy.
+func TestForkKilledAtEveryCall(t *testing.T) {
+	killEverywhere(t, func(h *host) {
+		id := sandbox.ID("sb-1")
+		if _, err := h.Create(h.c, id, plain); err != nil {
+			return
+		}
+		for range 2 {
+			f, err := h.Fork(h.c, id, 1)
+			if err != nil {
+				return
+			}
+			id = f.Views[0].ID
+		}
+		for _, v := range h.List() {
+			_ = h.Destroy(h.c, v.ID)
+		}
+	})
+}
+
+// dropForks destroys the forks that a killed hutchd left, which must run.
+func (h *host) dropForks(what string) {
+	h.t.Helper()
+	for _, v := range h.List() {
+		if v.Parent == "" {
+			continue
+		}
+		if v.State != sandbox.Running {
+			h.t.Errorf("%s: fork %s is %s", what, v.ID, v.State)
+		}
+		h.must(h.Destroy(h.c, v.ID))
+	}
+}
+
 // killEverywhere lives a life again and again, with hutchd killed at each of
 // its calls to the host in turn.
 func killEverywhere(t *testing.T, life func(*host)) {
@@ -115,8 +169,10 @@ func takeOver(t *testing.T, w *world, what string) {
 	for _, v := range h.List() {
 		h.settled(v.ID)
 	}
+	w.checkWhole(t, h.List())
+	w.checkSnapshots(t, h)
+	h.dropForks(what)
 	views := h.List()
-	w.checkWhole(t, views)
 	if len(views) > 1 {
 		t.Errorf("%s: %d sandboxes", what, len(views))
 	}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/guestconn"
-	"github.com/hutch-run/hutch/internal/host/template"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -33,22 +32,27 @@ func (m *Manager) Create(ctx context.Context, id sandbox.ID, spec sandbox.Spec) 
 			}
 			continue
 		}
-		select {
-		case <-b.made:
-		case <-ctx.Done():
-			return View{}, context.Cause(ctx)
-		}
-		if b.makeErr != nil {
-			return View{}, b.makeErr
+		if err := b.waitMade(ctx); err != nil {
+			return View{}, err
 		}
 		return b.view(), nil
+	}
+}
+
+// waitMade waits until a sandbox is made, and returns why it could not be.
+func (b *box) waitMade(ctx context.Context) error {
+	select {
+	case <-b.made:
+		return b.makeErr
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
 // createOrJoin starts a new sandbox, or finds the one that the same request
 // made before. again says that one of that id is on its way out.
 func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again bool, err error) {
-	t, image, release, err := m.hold(spec)
+	src, err := m.hold(spec)
 	if err != nil {
 		// A repeated request must find its sandbox when the template is gone.
 		if b := m.lookup(id); b != nil && same(fillFrom(spec, b.pub.Load().rec.Spec), b.pub.Load().rec.Spec) {
@@ -59,42 +63,28 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again 
 	isNew := false
 	defer func() {
 		if !isNew { // else it is the boot's
-			release()
+			src.release()
 		}
 	}()
-	spec, err = validate(complete(spec, t), m.p.Driver.Caps().MaxVCPUs)
+	spec, err = validate(src.complete(spec), m.p.Driver.Caps().MaxVCPUs)
 	if err != nil {
 		return nil, false, err
 	}
 	if b := m.lookup(id); b != nil {
 		return m.join(b, spec)
 	}
-	pack, err := m.p.Kernel()
-	if err != nil {
-		return nil, false, fmt.Errorf("find kernel: %w", err)
+	if err := src.check(spec); err != nil {
+		return nil, false, err
 	}
-	rec := newRecord(id, spec, t)
-	shape := m.shape(spec, t, pack)
-	var warm *warmTemplate
-	if !spec.ColdStart {
-		warm = m.warm.find(shape)
+	o, err := m.planCreate(src, spec)
+	if err != nil {
+		return nil, false, err
 	}
 	grant, turn, err := m.admission.admit(spec.MemoryMB, true)
 	if err != nil {
 		return nil, false, err
 	}
-	b, isNew, err = m.enter(rec, grant, func(b *box) func() {
-		o := &boot{box: b, op: "create", image: image, release: release, kernel: pack, warm: warm, unuse: func() {}, turn: turn}
-		return func() {
-			if b.create(o); b.makeErr == nil && warm == nil {
-				m.warm.wish(shape, spec)
-			}
-		}
-	})
-	if err != nil || !isNew {
-		turn.end()
-		grant.release()
-	}
+	b, isNew, err = m.launchNew(newRecord(id, spec, src), o, grant, turn)
 	if err != nil {
 		return nil, false, err
 	}
@@ -102,6 +92,46 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again 
 		return m.join(b, spec)
 	}
 	return b, false, nil
+}
+
+// planCreate says how a sandbox is to be made. The boot has neither a box nor a
+// turn yet.
+func (m *Manager) planCreate(src source, spec sandbox.Spec) (*boot, error) {
+	o := &boot{op: "create", image: src.image, release: src.release}
+	var err error
+	switch {
+	case src.still != nil && !spec.ColdStart:
+		o.still, o.onlyCopy = src.still, true
+		o.kernel, err = m.kernelOf(src.still.snap.Fits.KernelID)
+		return o, err
+	case src.still != nil:
+		o.data = src.still.snap.CopyData
+	}
+	if o.kernel, err = m.p.Kernel(); err != nil {
+		return nil, fmt.Errorf("find kernel: %w", err)
+	}
+	if src.still != nil || spec.ColdStart {
+		return o, nil
+	}
+	shape := m.shape(spec, src.template, o.kernel)
+	if o.still = m.stock.warm(shape); o.still == nil {
+		o.after = func() { m.warm.wish(shape, spec) }
+	}
+	return o, nil
+}
+
+// launchNew adds a sandbox that is made as o says, unless there is one of that
+// id. What was admitted is the sandbox's then, or given back.
+func (m *Manager) launchNew(rec sandbox.Record, o *boot, g *grant, t *turn) (b *box, isNew bool, err error) {
+	b, isNew, err = m.enter(rec, g, func(b *box) func() {
+		o.box, o.turn = b, t
+		return func() { b.create(o) }
+	})
+	if err != nil || !isNew {
+		t.end()
+		g.release()
+	}
+	return b, isNew, err
 }
 
 // enter adds a sandbox and starts its driver, unless there is one of that id.
@@ -148,15 +178,6 @@ func (m *Manager) lookup(id sandbox.ID) *box {
 	return m.boxes[id]
 }
 
-// hold finds the template of a spec, whose image stays until release.
-func (m *Manager) hold(spec sandbox.Spec) (t template.Template, image string, release func(), err error) {
-	name := orElse(spec.Template, sandbox.DefaultTemplate)
-	if t, image, release, err = m.p.Templates.Hold(name); err != nil {
-		return t, "", nil, fmt.Errorf("find template %s: %w", name, err)
-	}
-	return t, image, release, nil
-}
-
 // fillFrom fills in what a spec leaves open from another one.
 func fillFrom(s, from sandbox.Spec) sandbox.Spec {
 	s.Template = orElse(s.Template, sandbox.DefaultTemplate)
@@ -169,15 +190,20 @@ func fillFrom(s, from sandbox.Spec) sandbox.Spec {
 	return s
 }
 
-func newRecord(id sandbox.ID, spec sandbox.Spec, t template.Template) sandbox.Record {
+func newRecord(id sandbox.ID, spec sandbox.Spec, src source) sandbox.Record {
 	now := time.Now()
-	return sandbox.Record{
+	t := src.template
+	rec := sandbox.Record{
 		Version: sandbox.RecordVersion, ID: id, Spec: spec,
 		State: sandbox.Pending, Cause: sandbox.ByUser,
 		CreatedAt: now, ChangedAt: now, ActiveAt: now,
 		ImageDigest: t.ImageDigest, Env: ownMap(t.Env), User: t.User, Cwd: t.Cwd,
 		MachineID: randomHex(16),
 	}
+	if src.still != nil {
+		rec.Snapshot = src.still.snap.ID
+	}
+	return rec
 }
 
 // waitGone waits until a sandbox that is on its way out is gone, or stays.
@@ -207,6 +233,9 @@ func (b *box) create(o *boot) {
 	defer o.release()
 	failed, left := o.create()
 	if failed == nil {
+		if o.after != nil {
+			o.after()
+		}
 		return
 	}
 	b.makeErr = failed

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/hutch-run/hutch/internal/fault"
-	"github.com/hutch-run/hutch/internal/host/template"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -26,13 +25,6 @@ const (
 	maxLabels   = 64
 	maxAllow    = 256
 )
-
-// complete fills in what a spec leaves open, from the template first.
-func complete(s sandbox.Spec, t template.Template) sandbox.Spec {
-	s.VCPUs = orElse(s.VCPUs, t.VCPUs)
-	s.MemoryMB = orElse(s.MemoryMB, t.MemoryMB)
-	return s.WithDefaults()
-}
 
 // validate checks a complete spec and returns it in the one form that equal
 // requests share.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,16 +17,6 @@ import (
 	"github.com/hutch-run/hutch/internal/host/template"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
-
-// Snapshots keeps snapshots. It is *snapshot.Store.
-type Snapshots interface {
-	// Begin begins the snapshot with an id of snapshot.NewID.
-	Begin(id string) (*snapshot.Draft, error)
-	// List returns all that can be opened, and why others can't.
-	List() ([]*snapshot.Snapshot, error)
-	// Remove removes one. An unknown id is no error.
-	Remove(id string) error
-}
 
 // Warm says what is kept to start sandboxes from.
 type Warm struct {
@@ -58,86 +47,11 @@ func (m *Manager) shape(spec sandbox.Spec, t template.Template, pack kernel.Pack
 	return warmKey{image: t.ImageDigest, fits: m.fits(pack.ID, spec.VCPUs, spec.MemoryMB), diskMB: spec.DiskMB}
 }
 
-// warmTemplate is a machine that was booted in a shape: on disk, and in RAM
-// when it was used lately.
-type warmTemplate struct {
-	key  warmKey
-	snap *snapshot.Snapshot
-
-	loading sync.Mutex // held while it is read into RAM
-
-	mu     sync.Mutex
-	loaded *origin
-	usedAt time.Time
-	gone   bool
-}
-
-// load returns the machine in RAM, and reads it when it is not there.
-func (w *warmTemplate) load(ctx context.Context) (*origin, error) {
-	if o := w.inRAM(); o != nil {
-		return o, nil
-	}
-	w.loading.Lock()
-	defer w.loading.Unlock()
-	if o := w.inRAM(); o != nil {
-		return o, nil
-	}
-	memory, err := w.snap.LoadMemory(ctx)
-	if err != nil {
-		return nil, err
-	}
-	state, err := w.snap.CopyState(ctx)
-	if err == nil {
-		err = errors.Join(snapshot.Seal(memory), snapshot.Seal(state))
-	}
-	if err != nil {
-		return nil, errors.Join(err, memory.Close())
-	}
-	o := &origin{state: state, memory: memory, data: w.snap.CopyData}
-	w.keep(o)
-	return o, nil
-}
-
-func (w *warmTemplate) inRAM() *origin {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.usedAt = time.Now()
-	return w.loaded
-}
-
-func (w *warmTemplate) keep(o *origin) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.gone {
-		o.close()
-		return
-	}
-	w.loaded, w.usedAt = o, time.Now()
-}
-
-// unload frees the RAM, once those that just start from it have.
-func (w *warmTemplate) unload(gone bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.gone = w.gone || gone
-	if w.loaded != nil {
-		w.loaded.close()
-	}
-	w.loaded = nil
-}
-
-func (w *warmTemplate) lastUse() (at time.Time, inRAM bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.usedAt, w.loaded != nil
-}
-
-// warmer owns the warm templates of a Manager.
+// warmer makes warm templates.
 type warmer struct {
 	m *Manager
 
 	mu       sync.Mutex
-	all      map[warmKey]*warmTemplate
 	building map[warmKey]*warmBuild
 	failed   map[warmKey]bool // made by itself and did not work: not again
 	auto     chan struct{}    // capacity 1: one is made by itself at a time
@@ -152,134 +66,8 @@ type warmBuild struct {
 
 func newWarmer(m *Manager) *warmer {
 	return &warmer{
-		m: m, all: map[warmKey]*warmTemplate{}, building: map[warmKey]*warmBuild{}, failed: map[warmKey]bool{},
+		m: m, building: map[warmKey]*warmBuild{}, failed: map[warmKey]bool{},
 		auto: make(chan struct{}, 1),
-	}
-}
-
-// on tells whether this host can have warm templates at all.
-func (w *warmer) on() bool { return w.m.p.Snapshots != nil && w.m.p.Driver.Caps().Snapshots }
-
-// open takes up the warm templates on disk, and removes those that fit neither
-// this host nor any image any more.
-func (w *warmer) open() {
-	if !w.on() {
-		return
-	}
-	list, damaged := w.m.p.Snapshots.List()
-	if damaged != nil {
-		w.m.p.Log.Warn("some snapshots can't be used", slog.Any("error", damaged))
-	}
-	for _, s := range list {
-		if s.Kind != snapshot.Warm {
-			continue
-		}
-		err := s.Fits.Check(w.m.fits(w.m.anyKernel().ID, s.Fits.VCPUs, s.Fits.MemoryMB))
-		if err == nil {
-			_, err = w.m.p.Templates.Image(s.ImageDigest)
-		}
-		if err != nil {
-			w.m.p.Log.Info("warm template is of no use any more", slog.String("snapshot", s.ID), slog.Any("reason", err))
-			w.drop(s)
-			continue
-		}
-		w.add(keyOf(s), &warmTemplate{key: keyOf(s), snap: s, usedAt: s.CreatedAt})
-	}
-}
-
-func keyOf(s *snapshot.Snapshot) warmKey {
-	return warmKey{image: s.ImageDigest, fits: s.Fits, diskMB: s.DiskMB}
-}
-
-func (w *warmer) drop(s *snapshot.Snapshot) {
-	if err := w.m.p.Snapshots.Remove(s.ID); err != nil {
-		w.m.p.Log.Warn("snapshot can't be removed", slog.Any("error", err))
-	}
-}
-
-// load has a warm template in RAM, and unloads others to stay within the budget.
-func (w *warmer) load(ctx context.Context, t *warmTemplate) (*origin, error) {
-	o, err := t.load(ctx)
-	if err == nil {
-		w.trim(t)
-	}
-	return o, err
-}
-
-// find returns the warm template of a shape; nil: none.
-func (w *warmer) find(k warmKey) *warmTemplate {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.all[k]
-}
-
-// add adds a warm template, and removes what is over the budgets.
-func (w *warmer) add(k warmKey, t *warmTemplate) {
-	w.mu.Lock()
-	old := w.all[k]
-	w.all[k] = t
-	w.mu.Unlock()
-	if old != nil {
-		old.unload(true)
-		w.drop(old.snap)
-	}
-	w.trim(t)
-}
-
-// trim removes what was used least lately from RAM and from disk, until both
-// are within their budgets; latest stays.
-func (w *warmer) trim(latest *warmTemplate) {
-	w.mu.Lock()
-	list := make([]*warmTemplate, 0, len(w.all))
-	for _, t := range w.all {
-		if t != latest {
-			list = append(list, t)
-		}
-	}
-	w.mu.Unlock()
-	slices.SortFunc(list, func(a, b *warmTemplate) int { // used latest first
-		at, _ := a.lastUse()
-		bt, _ := b.lastUse()
-		return bt.Compare(at)
-	})
-	memory, disk := latest.memoryBytes(), latest.diskBytes()
-	for _, t := range list {
-		disk += t.diskBytes()
-		if over(disk, w.m.p.Warm.DiskMB) {
-			w.remove(t)
-			continue
-		}
-		if _, inRAM := t.lastUse(); !inRAM {
-			continue
-		}
-		if memory += t.memoryBytes(); over(memory, w.m.p.Warm.MemoryMB) {
-			t.unload(false)
-		}
-	}
-}
-
-func over(bytes int64, mb int) bool { return mb > 0 && bytes > int64(mb)<<20 }
-
-func (w *warmTemplate) memoryBytes() int64 { return w.snap.Memory.Stored }
-
-func (w *warmTemplate) diskBytes() int64 { return w.snap.Stored() }
-
-func (w *warmer) remove(t *warmTemplate) {
-	w.mu.Lock()
-	if w.all[t.key] == t {
-		delete(w.all, t.key)
-	}
-	w.mu.Unlock()
-	t.unload(true)
-	w.drop(t.snap)
-}
-
-// close frees the RAM.
-func (w *warmer) close() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, t := range w.all {
-		t.unload(true)
 	}
 }
 
@@ -287,15 +75,18 @@ func (w *warmer) close() {
 // while it stands still, and destroyed. It returns at once what is warm already.
 // Zero values are those of a create.
 func (m *Manager) WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapshot.Snapshot, error) {
-	if !m.warm.on() {
+	if !m.stock.on() {
 		return nil, fault.New(fault.Unimplemented, "this host can't make warm templates")
 	}
-	t, _, release, err := m.hold(spec)
+	src, err := m.hold(spec)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	spec, err = validate(complete(spec, t), m.p.Driver.Caps().MaxVCPUs)
+	defer src.release()
+	if src.still != nil {
+		return nil, fault.BadField("name", "%s is a snapshot, which sandboxes are copies of anyway", src.template.Name)
+	}
+	spec, err = validate(src.complete(spec), m.p.Driver.Caps().MaxVCPUs)
 	if err != nil {
 		return nil, err
 	}
@@ -303,9 +94,9 @@ func (m *Manager) WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapsho
 	if err != nil {
 		return nil, fmt.Errorf("find kernel: %w", err)
 	}
-	k := m.shape(spec, t, pack)
-	if w := m.warm.find(k); w != nil {
-		return w.snap, nil
+	k := m.shape(spec, src.template, pack)
+	if warm := m.stock.warm(k); warm != nil {
+		return warm.snap, nil
 	}
 	build, mine := m.warm.join(k)
 	if mine {
@@ -350,7 +141,7 @@ func (w *warmer) finish(k warmKey, b *warmBuild, snap *snapshot.Snapshot, err er
 // wish makes a shape warm in the background, if that is wanted and nothing else
 // is being made warm by itself.
 func (w *warmer) wish(k warmKey, spec sandbox.Spec) {
-	if !w.m.p.Warm.Auto || !w.on() || spec.Purpose != "" || spec.ColdStart || w.find(k) != nil {
+	if !w.m.p.Warm.Auto || !w.m.stock.on() || spec.Purpose != "" || spec.ColdStart || w.m.stock.warm(k) != nil {
 		return
 	}
 	w.mu.Lock()
@@ -405,7 +196,7 @@ func (w *warmer) make(k warmKey, spec sandbox.Spec) (_ *snapshot.Snapshot, err e
 	if err != nil {
 		return nil, err
 	}
-	var t *warmTemplate
+	var t *still
 	err = b.ask(w.m.life, sandbox.Snapshot, true, func() error {
 		var err error
 		t, err = b.writeWarm(k)
@@ -414,14 +205,14 @@ func (w *warmer) make(k warmKey, spec sandbox.Spec) (_ *snapshot.Snapshot, err e
 	if err != nil {
 		return nil, err
 	}
-	w.add(k, t)
+	w.m.stock.add(t)
 	w.m.p.Log.Info("template is warm", slog.String("template", spec.Template), slog.Int("vcpus", spec.VCPUs),
 		slog.Int("memory_mb", spec.MemoryMB), slog.String("snapshot", t.snap.ID), slog.Duration("took", time.Since(began)))
 	return t.snap, nil
 }
 
 // writeWarm writes the sandbox down as a warm template. It does not go on.
-func (b *box) writeWarm(k warmKey) (_ *warmTemplate, err error) {
+func (b *box) writeWarm(k warmKey) (_ *still, err error) {
 	ctx, cancel := context.WithTimeout(b.life, warmTime)
 	defer cancel()
 	b.exercise(ctx)
@@ -455,9 +246,7 @@ func (b *box) writeWarm(k warmKey) (_ *warmTemplate, err error) {
 	if err := errors.Join(snapshot.Seal(c.memory), snapshot.Seal(c.state)); err != nil {
 		return nil, errors.Join(err, b.m.p.Snapshots.Remove(id))
 	}
-	return &warmTemplate{
-		key: k, snap: snap, usedAt: time.Now(), loaded: &origin{state: c.state, memory: c.memory, data: snap.CopyData},
-	}, nil
+	return newStill(snap, &origin{state: c.state, memory: c.memory, data: snap.CopyData}), nil
 }
 
 // exercise has the guest do once what its copies are asked first, so that they

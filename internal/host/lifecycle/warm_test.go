@@ -118,7 +118,7 @@ func TestWarmTemplatesStayWithinTheirBudgets(t *testing.T) {
 		ids = append(ids, s.ID)
 	}
 	inRAM := 0
-	for _, x := range h.warm.all {
+	for _, x := range h.stock.list() {
 		if _, in := x.lastUse(); in {
 			inRAM++
 		}

@@ -207,6 +207,24 @@ func (w *world) checkWhole(t testing.TB, views []View) {
 	}
 }
 
+// checkSnapshots fails the test unless all snapshots on disk are whole, and
+// nothing half-made is beside them.
+func (w *world) checkSnapshots(t testing.TB, h *host) {
+	t.Helper()
+	views := h.Snapshots()
+	for _, v := range views {
+		if _, err := h.VerifySnapshot(h.c, v.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	entries, _ := os.ReadDir(filepath.Join(w.root, "snapshots"))
+	for _, e := range entries {
+		if !slices.ContainsFunc(views, func(v SnapshotView) bool { return v.ID == e.Name() }) {
+			t.Errorf("%s is no snapshot", e.Name())
+		}
+	}
+}
+
 // session is the world as one hutchd has it. When that is killed, nothing it
 // does has an effect any more.
 type session struct {

@@ -20,7 +20,6 @@ type Kind string
 const (
 	Warm        Kind = "warm"        // made by itself from a template, for fast creates
 	Named       Kind = "named"       // asked for by a caller; a template of its own
-	Fork        Kind = "fork"        // in passing, for copies of a running sandbox
 	Hibernation Kind = "hibernation" // a sandbox that sleeps
 )
 
@@ -30,6 +29,8 @@ type Manifest struct {
 	ID        string    `json:"id"`
 	Kind      Kind      `json:"kind"`
 	CreatedAt time.Time `json:"created_at"`
+	// Name is that of a named snapshot, and no template's.
+	Name string `json:"name,omitempty"`
 
 	Fits Fits `json:"fits"`
 

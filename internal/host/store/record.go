@@ -38,6 +38,8 @@ type Claims struct {
 	Spec    sandbox.Spec     `json:"spec"`
 	// ImageDigest names the image below its disk.
 	ImageDigest string `json:"image_digest"`
+	// KernelID names the kernel pack that it booted.
+	KernelID string `json:"kernel_id"`
 }
 
 // Loaded is what a root holds.
