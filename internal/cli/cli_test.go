@@ -224,8 +224,8 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		}
 	}
 	want := []string{
-		"cp", "create", "debug", "doctor", "events", "exec", "hibernate", "inspect", "logs", "ls", "pause", "port", "resume", "rm",
-		"run", "setup", "shell", "stats", "template", "version", "wait",
+		"cp", "create", "debug", "doctor", "events", "exec", "fork", "hibernate", "inspect", "logs", "ls", "pause", "port", "resume", "rm",
+		"run", "setup", "shell", "snapshot", "stats", "template", "version", "wait",
 	}
 	if d := cmp.Diff(want, names); d != "" {
 		t.Error(d)

@@ -68,6 +68,7 @@ type client struct {
 	host      hostagentv1connect.HostAgentServiceClient
 	sandboxes hostagentv1connect.SandboxServiceClient
 	templates hostagentv1connect.TemplateServiceClient
+	snapshots hostagentv1connect.SnapshotServiceClient
 	machine   hostagentv1connect.HostServiceClient
 }
 
@@ -100,6 +101,7 @@ func (a *App) client() (*client, error) {
 	c.host = hostagentv1connect.NewHostAgentServiceClient(c.http, t.base, c.options...)
 	c.sandboxes = hostagentv1connect.NewSandboxServiceClient(c.http, t.base, c.options...)
 	c.templates = hostagentv1connect.NewTemplateServiceClient(c.http, t.base, c.options...)
+	c.snapshots = hostagentv1connect.NewSnapshotServiceClient(c.http, t.base, c.options...)
 	c.machine = hostagentv1connect.NewHostServiceClient(c.http, t.base, c.options...)
 	return c, nil
 }

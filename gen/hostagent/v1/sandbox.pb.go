@@ -195,10 +195,13 @@ type SandboxRecord struct {
 	CreateStages []*StageTime `protobuf:"bytes,17,rep,name=create_stages,json=createStages,proto3" json:"create_stages,omitempty"`
 	// Unix milliseconds of the last change of state.
 	ChangedAtMs int64 `protobuf:"varint,18,opt,name=changed_at_ms,json=changedAtMs,proto3" json:"changed_at_ms,omitempty"`
-	// The snapshot that its machine was made from; empty: it booted.
-	SnapshotId    string `protobuf:"bytes,19,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The snapshot that it was made from: its machine, or with cold_start its
+	// disk. Empty: it booted from a template.
+	SnapshotId string `protobuf:"bytes,19,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// The sandbox that it was forked from.
+	ParentSandboxId string `protobuf:"bytes,22,opt,name=parent_sandbox_id,json=parentSandboxId,proto3" json:"parent_sandbox_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SandboxRecord) Reset() {
@@ -360,6 +363,13 @@ func (x *SandboxRecord) GetChangedAtMs() int64 {
 func (x *SandboxRecord) GetSnapshotId() string {
 	if x != nil {
 		return x.SnapshotId
+	}
+	return ""
+}
+
+func (x *SandboxRecord) GetParentSandboxId() string {
+	if x != nil {
+		return x.ParentSandboxId
 	}
 	return ""
 }
@@ -1116,7 +1126,7 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB+\xbaH(r&\x10\x01\x18(2 ^[a-z0-9]([a-z0-9-]*[a-z0-9-])?$R\tsandboxId\"O\n" +
 	"\x16InspectSandboxResponse\x125\n" +
-	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\xd9\x05\n" +
+	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\x85\x06\n" +
 	"\rSandboxRecord\x12-\n" +
 	"\x04info\x18\x01 \x01(\v2\x19.hostagent.v1.SandboxInfoR\x04info\x126\n" +
 	"\x03env\x18\x02 \x03(\v2$.hostagent.v1.SandboxRecord.EnvEntryR\x03env\x12!\n" +
@@ -1139,7 +1149,8 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\rcreate_stages\x18\x11 \x03(\v2\x17.hostagent.v1.StageTimeR\fcreateStages\x12\"\n" +
 	"\rchanged_at_ms\x18\x12 \x01(\x03R\vchangedAtMs\x12\x1f\n" +
 	"\vsnapshot_id\x18\x13 \x01(\tR\n" +
-	"snapshotId\x1a6\n" +
+	"snapshotId\x12*\n" +
+	"\x11parent_sandbox_id\x18\x16 \x01(\tR\x0fparentSandboxId\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +

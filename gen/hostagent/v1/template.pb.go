@@ -45,6 +45,9 @@ type Template struct {
 	DiskBytes     int64  `protobuf:"varint,12,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
 	CreatedAtUnix int64  `protobuf:"varint,13,opt,name=created_at_unix,json=createdAtUnix,proto3" json:"created_at_unix,omitempty"`
 	Platform      string `protobuf:"bytes,14,opt,name=platform,proto3" json:"platform,omitempty"`
+	// The snapshot that it is; empty: an image. SnapshotService makes and removes
+	// those.
+	SnapshotId    string `protobuf:"bytes,15,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -173,6 +176,13 @@ func (x *Template) GetCreatedAtUnix() int64 {
 func (x *Template) GetPlatform() string {
 	if x != nil {
 		return x.Platform
+	}
+	return ""
+}
+
+func (x *Template) GetSnapshotId() string {
+	if x != nil {
+		return x.SnapshotId
 	}
 	return ""
 }
@@ -1146,7 +1156,7 @@ var File_hostagent_v1_template_proto protoreflect.FileDescriptor
 
 const file_hostagent_v1_template_proto_rawDesc = "" +
 	"\n" +
-	"\x1bhostagent/v1/template.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\xd1\x03\n" +
+	"\x1bhostagent/v1/template.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\xf2\x03\n" +
 	"\bTemplate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12\x16\n" +
@@ -1166,7 +1176,9 @@ const file_hostagent_v1_template_proto_rawDesc = "" +
 	"\n" +
 	"disk_bytes\x18\f \x01(\x03R\tdiskBytes\x12&\n" +
 	"\x0fcreated_at_unix\x18\r \x01(\x03R\rcreatedAtUnix\x12\x1a\n" +
-	"\bplatform\x18\x0e \x01(\tR\bplatform\x1a6\n" +
+	"\bplatform\x18\x0e \x01(\tR\bplatform\x12\x1f\n" +
+	"\vsnapshot_id\x18\x0f \x01(\tR\n" +
+	"snapshotId\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x02\n" +

@@ -1,5 +1,7 @@
 package auth
 
+import "maps"
+
 // Routes that are no RPC and have a rule of their own.
 const (
 	RouteMetrics     = "GET /metrics"
@@ -14,6 +16,13 @@ const (
 // commands, where people keep secrets; of a guest's own APIs Read gets only
 // what shows its health.
 func rules() map[string]Role {
+	all := hostRules()
+	maps.Copy(all, guestRules())
+	return all
+}
+
+// hostRules are those of hutchd's own API.
+func hostRules() map[string]Role {
 	return map[string]Role{
 		"/hostagent.v1.HostAgentService/CreateSandbox":                   Admin,
 		"/hostagent.v1.HostAgentService/DestroySandbox":                  Admin,
@@ -34,6 +43,11 @@ func rules() map[string]Role {
 		"/hostagent.v1.TemplateService/InspectTemplate":                  Read,
 		"/hostagent.v1.TemplateService/RemoveTemplate":                   Admin,
 		"/hostagent.v1.TemplateService/WarmTemplate":                     Admin,
+		"/hostagent.v1.SnapshotService/ForkSandbox":                      Admin,
+		"/hostagent.v1.SnapshotService/CreateSnapshot":                   Admin,
+		"/hostagent.v1.SnapshotService/ListSnapshots":                    Read,
+		"/hostagent.v1.SnapshotService/VerifySnapshot":                   Admin,
+		"/hostagent.v1.SnapshotService/DeleteSnapshot":                   Admin,
 		"/hostagent.v1.HostService/GetHostInfo":                          Read,
 		"/hostagent.v1.HostService/Diagnose":                             Read,
 		"/grpc.health.v1.Health/Check":                                   Public,
@@ -42,6 +56,13 @@ func rules() map[string]Role {
 		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      Read,
 		"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Read,
 
+		RouteMetrics: Read,
+	}
+}
+
+// guestRules are those of what a guest serves, through the proxy.
+func guestRules() map[string]Role {
+	return map[string]Role{
 		"/arcbox.v1.AgentService/Ping":                Admin, // it may set the clock
 		"/arcbox.v1.AgentService/GetSystemInfo":       Read,
 		"/arcbox.v1.AgentService/EnsureRuntime":       Admin,
@@ -74,7 +95,6 @@ func rules() map[string]Role {
 		"/filesystem.Filesystem/GetWatcherEvents": Admin,
 		"/filesystem.Filesystem/RemoveWatcher":    Admin,
 
-		RouteMetrics:     Read,
 		RouteGuestHealth: Read,
 		RouteGuestFiles:  Admin,
 		RouteGuestPort:   Admin,

@@ -59,11 +59,9 @@ func (p *parts) run(ctx context.Context) error {
 		p.log.Warn("reclaim unfinished builds", "error", err)
 	}
 	p.collect(ctx)
-	kernels := map[string]bool{}
-	for _, v := range p.sandboxes.List() {
-		kernels[v.KernelID] = true
-	}
-	if err := p.kernels.Reclaim(kernels); err != nil {
+	if kernels, all := p.sandboxes.KernelsInUse(); !all {
+		p.log.Warn("keep all kernel packs: a record that can't be read may name any of them")
+	} else if err := p.kernels.Reclaim(kernels); err != nil {
 		p.log.Warn("collect kernel packs", "error", err)
 	}
 	p.network.Prepare(p.cfg.Slots.Prepared)
@@ -152,7 +150,7 @@ func (p *parts) api(started time.Time) (*rpc.API, error) {
 	return rpc.New(rpc.Params{
 		Sandboxes: p.sandboxes,
 		Templates: templates{p},
-		Warm:      p.sandboxes,
+		Snapshots: p.sandboxes,
 		Host:      host{p, started},
 		Subscribe: p.events.Subscribe,
 		LogPath: func(id sandbox.ID, source rpc.LogSource) string {

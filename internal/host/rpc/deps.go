@@ -5,6 +5,8 @@ import (
 	"io"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/host/lifecycle"
+	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/host/template"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
@@ -94,6 +96,21 @@ type Templates interface {
 	List(ctx context.Context) ([]TemplateInfo, error)
 	Inspect(ctx context.Context, name string) (TemplateInfo, error)
 	Remove(ctx context.Context, name string) error
+}
+
+// Snapshots copies sandboxes, and keeps copies. It is *lifecycle.Manager.
+type Snapshots interface {
+	// WarmTemplate makes a template warm in the shape of a spec.
+	WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapshot.Snapshot, error)
+	// Fork makes count running copies of a sandbox, or none.
+	Fork(ctx context.Context, id sandbox.ID, count int) (lifecycle.Forked, error)
+	// CreateSnapshot writes a sandbox down under a name; stopped is how long it
+	// stood still.
+	CreateSnapshot(ctx context.Context, id sandbox.ID, name string) (s lifecycle.SnapshotView, stopped time.Duration, err error)
+	// Snapshots returns all, oldest first.
+	Snapshots() []lifecycle.SnapshotView
+	VerifySnapshot(ctx context.Context, idOrName string) (lifecycle.SnapshotView, error)
+	DeleteSnapshot(idOrName string, force bool) error
 }
 
 // Meter counts what callers asked for. metrics.Metrics is one.

@@ -252,6 +252,7 @@ func (fakeHost) Diagnose(context.Context) ([]Check, error) {
 type world struct {
 	*boxes
 	shelf  *shelf
+	stills *stills
 	api    *API
 	server *http.Server
 	addr   string
@@ -266,10 +267,10 @@ func newWorld(t *testing.T, change ...func(*Params)) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { log.Close() })
-	w := &world{boxes: &boxes{changed: make(chan struct{}), events: log, exec: shell}, shelf: &shelf{}, logs: t.TempDir()}
+	w := &world{boxes: &boxes{changed: make(chan struct{}), events: log, exec: shell}, shelf: &shelf{}, stills: &stills{}, logs: t.TempDir()}
 	m := metrics.New(metrics.Params{Version: "1", Snapshot: func() metrics.Levels { return metrics.Levels{} }})
 	p := Params{
-		Sandboxes: w.boxes, Templates: w.shelf, Host: fakeHost{}, Subscribe: log.Subscribe,
+		Sandboxes: w.boxes, Templates: w.shelf, Snapshots: w.stills, Host: fakeHost{}, Subscribe: log.Subscribe,
 		LogPath: func(id sandbox.ID, s LogSource) string { return filepath.Join(w.logs, string(id)+"-"+string(s)+".log") },
 		Stats:   func(context.Context, sandbox.ID) (Stats, error) { return Stats{CPU: time.Second, RSS: 7}, nil },
 		Meter:   m, ProxyMeter: m, Metrics: m.Handler(), Log: slog.New(slog.DiscardHandler),

@@ -35,9 +35,8 @@ const metricsPath = "/metrics"
 type Params struct {
 	Sandboxes lifecycle.Sandboxes
 	Templates Templates
-	// Warm makes templates warm.
-	Warm Warmer
-	Host Host
+	Snapshots Snapshots
+	Host      Host
 	// Subscribe opens the event log at a cursor.
 	Subscribe func(after int64) (*events.Reader, error)
 	// LogPath is where a log of a sandbox is, a file that grows at its end and
@@ -118,7 +117,7 @@ func New(p Params) (*API, error) {
 }
 
 func (p Params) check() error {
-	if p.Sandboxes == nil || p.Templates == nil || p.Host == nil || p.Subscribe == nil ||
+	if p.Sandboxes == nil || p.Templates == nil || p.Snapshots == nil || p.Host == nil || p.Subscribe == nil ||
 		p.LogPath == nil || p.Stats == nil || p.Log == nil {
 		return errors.New("rpc: a needed field of Params is not set")
 	}
@@ -150,7 +149,7 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 		rpcx.HandlerOptions(p.Log, who.Interceptor(), rules), connect.WithSendMaxBytes(MaxSend))...)
 	names := []string{
 		hostagentv1connect.HostAgentServiceName, hostagentv1connect.SandboxServiceName,
-		hostagentv1connect.TemplateServiceName, hostagentv1connect.HostServiceName,
+		hostagentv1connect.TemplateServiceName, hostagentv1connect.SnapshotServiceName, hostagentv1connect.HostServiceName,
 	}
 	reflector := grpcreflect.NewStaticReflector(append(names, grpchealth.HealthV1ServiceName)...)
 	services := map[string]http.Handler{}
@@ -159,7 +158,8 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 	mount(hostagentv1connect.NewSandboxServiceHandler(&sandboxes{
 		boxes: p.Sandboxes, subscribe: p.Subscribe, logPath: p.LogPath, stats: p.Stats, draining: draining,
 	}, options))
-	mount(hostagentv1connect.NewTemplateServiceHandler(&templates{p.Templates, p.Sandboxes, p.Warm}, options))
+	mount(hostagentv1connect.NewTemplateServiceHandler(&templates{p.Templates, p.Sandboxes, p.Snapshots}, options))
+	mount(hostagentv1connect.NewSnapshotServiceHandler(&snapshots{p.Snapshots}, options))
 	mount(hostagentv1connect.NewHostServiceHandler(&host{p.Host, p.Sandboxes}, options))
 	mount(grpchealth.NewHandler(grpchealth.NewStaticChecker(names...), options))
 	mount(grpcreflect.NewHandlerV1(reflector, options))

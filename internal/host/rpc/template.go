@@ -1,9 +1,11 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 
 	"connectrpc.com/connect"
@@ -11,7 +13,6 @@ import (
 	hostagentv1 "github.com/hutch-run/hutch/gen/hostagent/v1"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
-	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -19,16 +20,14 @@ import (
 type templates struct {
 	templates Templates
 	boxes     lifecycle.Sandboxes
-	warm      Warmer
-}
-
-// Warmer makes templates warm. It is *lifecycle.Manager.
-type Warmer interface {
-	WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapshot.Snapshot, error)
+	snapshots Snapshots
 }
 
 // BuildTemplate implements the RPC.
 func (t *templates) BuildTemplate(ctx context.Context, r *connect.Request[hostagentv1.BuildTemplateRequest], out *connect.ServerStream[hostagentv1.BuildTemplateResponse]) error {
+	if err := t.checkFree(r.Msg.GetName()); err != nil {
+		return err
+	}
 	if err := out.Send(nil); err != nil { // the head: the request is taken
 		return err
 	}
@@ -76,6 +75,9 @@ func (t *templates) ImportTemplate(ctx context.Context, in *connect.ClientStream
 	if header == nil {
 		return nil, noHeader(nil)
 	}
+	if err := t.checkFree(header.GetName()); err != nil {
+		return nil, err
+	}
 	made, err := t.templates.Import(ctx, ImportTemplate{
 		Name: header.GetName(), Platform: header.GetPlatform(), Defaults: defaultsOf(header.GetDefaults()),
 		Archive: &chunks{in: in},
@@ -100,11 +102,20 @@ func (t *templates) ListTemplates(ctx context.Context, _ *connect.Request[hostag
 	for _, one := range list {
 		res.Templates = append(res.Templates, templateTo(one))
 	}
+	for _, s := range t.snapshots.Snapshots() {
+		if s.Name != "" {
+			res.Templates = append(res.Templates, templateOfSnapshot(s))
+		}
+	}
+	slices.SortFunc(res.Templates, func(a, b *hostagentv1.Template) int { return cmp.Compare(a.GetName(), b.GetName()) })
 	return answer(res, err)
 }
 
 // InspectTemplate implements the RPC.
 func (t *templates) InspectTemplate(ctx context.Context, r *connect.Request[hostagentv1.InspectTemplateRequest]) (*connect.Response[hostagentv1.InspectTemplateResponse], error) {
+	if s, ok := t.snapshot(r.Msg.GetName()); ok {
+		return connect.NewResponse(&hostagentv1.InspectTemplateResponse{Template: templateOfSnapshot(s), SandboxIds: texts(s.Users)}), nil
+	}
 	one, err := t.templates.Inspect(ctx, r.Msg.GetName())
 	if err != nil {
 		return nil, err
@@ -120,12 +131,15 @@ func (t *templates) InspectTemplate(ctx context.Context, r *connect.Request[host
 
 // RemoveTemplate implements the RPC.
 func (t *templates) RemoveTemplate(ctx context.Context, r *connect.Request[hostagentv1.RemoveTemplateRequest]) (*connect.Response[hostagentv1.RemoveTemplateResponse], error) {
+	if s, ok := t.snapshot(r.Msg.GetName()); ok {
+		return nil, fault.New(fault.Precondition, "%s is a snapshot; `hutch snapshot rm %s` removes it", s.Name, s.Name)
+	}
 	return answer(&hostagentv1.RemoveTemplateResponse{}, t.templates.Remove(ctx, r.Msg.GetName()))
 }
 
 // WarmTemplate implements the RPC.
 func (t *templates) WarmTemplate(ctx context.Context, r *connect.Request[hostagentv1.WarmTemplateRequest]) (*connect.Response[hostagentv1.WarmTemplateResponse], error) {
-	s, err := t.warm.WarmTemplate(ctx, sandbox.Spec{
+	s, err := t.snapshots.WarmTemplate(ctx, sandbox.Spec{
 		Template: r.Msg.GetName(), VCPUs: int(r.Msg.GetVcpus()), MemoryMB: int(r.Msg.GetMemoryMb()), DiskMB: int(r.Msg.GetDiskSizeMb()),
 	})
 	if err != nil {
@@ -136,6 +150,24 @@ func (t *templates) WarmTemplate(ctx context.Context, r *connect.Request[hostage
 		MemoryBytes: s.Memory.Stored, DiskBytes: s.Stored(),
 	}
 	return connect.NewResponse(res), nil
+}
+
+// snapshot returns the snapshot with a name.
+func (t *templates) snapshot(name string) (lifecycle.SnapshotView, bool) {
+	for _, s := range t.snapshots.Snapshots() {
+		if s.Name == name && name != "" {
+			return s, true
+		}
+	}
+	return lifecycle.SnapshotView{}, false
+}
+
+// checkFree refuses a name for a template that a snapshot has.
+func (t *templates) checkFree(name string) error {
+	if _, ok := t.snapshot(name); ok {
+		return fault.New(fault.Exists, "a snapshot is called %s; remove it first, or choose another name", name)
+	}
+	return nil
 }
 
 // chunks reads the archive out of the messages behind the header. A stream

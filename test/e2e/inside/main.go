@@ -4,6 +4,8 @@
 //	inside serve               serve until killed
 //	inside lookup NAME         print the addresses of NAME
 //	inside ask NETWORK ADDRESS print what answers there, to "tcp" or "udp"
+//	inside hold MB SEED        keep memory full of a pattern until killed
+//	inside tell check|turn     have that checked, or changed in part
 //
 // It exits with 1 when it was refused or answered with an error, and with 2
 // when nothing came back at all. It is built and copied in by ./test/e2e.
@@ -45,6 +47,10 @@ func run(args []string) (string, error) {
 	switch {
 	case len(args) == 1 && args[0] == "serve":
 		return "", serve()
+	case len(args) == 3 && args[0] == "hold":
+		return "", hold(args[1], args[2])
+	case len(args) == 2 && args[0] == "tell":
+		return tell(ctx, args[1])
 	case len(args) == 2 && args[0] == "lookup":
 		found, err := net.DefaultResolver.LookupHost(ctx, args[1])
 		slices.Sort(found)
