@@ -65,6 +65,9 @@ type WarmConfig struct {
 	Auto     bool `toml:"auto"`
 	MemoryMB int  `toml:"memory_mb"` // kept in RAM at most; 0: no bound
 	DiskMB   int  `toml:"disk_mb"`   // kept on disk at most; 0: no bound
+	// Spares is how many sandboxes are started ahead, one for each of the shapes
+	// that were copied last.
+	Spares int `toml:"spares"`
 }
 
 // DefaultConfig is what hutchd does when told nothing.
@@ -77,7 +80,7 @@ func DefaultConfig() Config {
 		LogLevel: "info", LogFormat: "text",
 		Limits: LimitsConfig{MinFreeMemoryMB: 256, MinFreeDiskMB: 512},
 		Slots:  SlotsConfig{Prepared: 2},
-		Warm:   WarmConfig{MemoryMB: 2048, DiskMB: 20480},
+		Warm:   WarmConfig{MemoryMB: 2048, DiskMB: 20480, Spares: 1},
 	}
 }
 

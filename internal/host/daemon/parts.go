@@ -157,7 +157,7 @@ func (p *parts) openSandboxes(context.Context) error {
 		Driver: p.driver, Slots: p.network, Records: p.store, Memories: p.store, Disks: p.disks, Templates: p.templates,
 		Events: meteredEvents{p.events, p.metrics},
 		Kernel: p.kernels.Current, OldKernel: p.kernels.Get, Snapshots: p.snapshots,
-		Warm: lifecycle.Warm{Auto: p.cfg.Warm.Auto, MemoryMB: p.cfg.Warm.MemoryMB, DiskMB: p.cfg.Warm.DiskMB},
+		Warm: lifecycle.Warm{Auto: p.cfg.Warm.Auto, MemoryMB: p.cfg.Warm.MemoryMB, DiskMB: p.cfg.Warm.DiskMB, Spares: p.cfg.Warm.Spares},
 		Connect: func(vm vmm.VM, log *slog.Logger) guestconn.Guest {
 			return guestconn.New(guestconn.Params{Dial: vm.DialLink, Done: vm.Done(), Log: log})
 		},

@@ -20,6 +20,8 @@ type admission struct {
 	bootingMB int        // of those that still boot; guarded by mu
 	booting   int        // turns taken; guarded by mu
 	waiting   *list.List // of *turn; guarded by mu
+	// calm is closed and made anew when the last of those that boot is done.
+	calm chan struct{}
 }
 
 // grant is room for one VM. Its methods are idempotent.
@@ -43,7 +45,7 @@ func newAdmission(l Limits, overhead int, capacity func() (Capacity, error)) *ad
 	if capacity == nil {
 		capacity = func() (Capacity, error) { return Capacity{MemoryMB: 1 << 40, DiskMB: 1 << 40}, nil }
 	}
-	return &admission{limits: l, overhead: overhead, capacity: capacity, waiting: list.New()}
+	return &admission{limits: l, overhead: overhead, capacity: capacity, waiting: list.New(), calm: make(chan struct{})}
 }
 
 // admit takes room for a VM with memoryMB of guest memory and a turn to boot
@@ -154,5 +156,24 @@ func (t *turn) end() {
 		close(next.ready)
 		return
 	}
-	a.booting--
+	if a.booting--; a.booting == 0 {
+		close(a.calm)
+		a.calm = make(chan struct{})
+	}
+}
+
+// whenCalm waits until nothing boots.
+func (a *admission) whenCalm(ctx context.Context) error {
+	a.mu.Lock()
+	booting, calm := a.booting, a.calm
+	a.mu.Unlock()
+	if booting == 0 {
+		return nil
+	}
+	select {
+	case <-calm:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }

@@ -43,6 +43,7 @@ type box struct {
 
 	mu       sync.Mutex
 	attempt  *attempt  // at a destroy; guarded by mu
+	hidden   bool      // hutchd's own; guarded by m.mu
 	over     bool      // the driver takes nothing any more; guarded by mu
 	inFlight int       // uses; guarded by mu
 	rouse    func()    // ends a hibernation on its way; guarded by mu
@@ -266,6 +267,9 @@ func (b *box) show(previous sandbox.State) {
 	b.publish()
 	b.log.Info("sandbox changed", slog.String("state", string(b.rec.State)), slog.String("previous", string(previous)),
 		slog.String("cause", string(b.rec.Cause)), slog.String("reason", b.rec.Reason))
+	if b.rec.Spec.Purpose != "" { // nobody knows of it
+		return
+	}
 	b.m.p.Events.Append(sandbox.Event{
 		Time: b.rec.ChangedAt, ID: b.id, State: b.rec.State, Previous: previous,
 		Cause: b.rec.Cause, Message: b.rec.Reason,

@@ -243,6 +243,18 @@ func (f fakeSlots) Adopt(_ context.Context, n int, p sandbox.Policy) (network.Sl
 	})
 }
 
+func (f fakeSlots) SetPolicy(_ context.Context, n int, p sandbox.Policy) error {
+	return f.s.do("SetPolicy", func() error {
+		f.s.w.mu.Lock()
+		defer f.s.w.mu.Unlock()
+		if !f.s.ours[n] {
+			return fault.New(fault.Precondition, "slot %d is not in use", n)
+		}
+		f.s.w.policies[n] = p
+		return nil
+	})
+}
+
 func (f fakeSlots) Reclaim(_ context.Context, live []int) error {
 	return f.s.do("Reclaim", func() error {
 		f.s.w.mu.Lock()

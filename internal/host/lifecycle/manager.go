@@ -28,6 +28,7 @@ type Manager struct {
 	admission *admission
 	stock     *stock
 	warm      *warmer
+	spares    *spares
 	bootID    string
 
 	life    context.Context // ends when Close has no more time
@@ -81,7 +82,7 @@ func New(p Params) (*Manager, error) {
 		work:      make(chan struct{}, parallel),
 		boxes:     map[sandbox.ID]*box{}, quarantined: map[sandbox.ID]store.Quarantined{},
 	}
-	m.stock, m.warm = newStock(m), newWarmer(m)
+	m.stock, m.warm, m.spares = newStock(m), newWarmer(m), newSpares(m)
 	return m, nil
 }
 
@@ -114,6 +115,11 @@ func (m *Manager) Close(ctx context.Context, keepVMs bool) error {
 
 // List implements Sandboxes. What a View refers to must not be changed.
 func (m *Manager) List() []View {
+	return slices.DeleteFunc(m.views(), func(v View) bool { return v.Spec.Purpose != "" })
+}
+
+// views is List, with the sandboxes that hutchd made for itself.
+func (m *Manager) views() []View {
 	m.mu.Lock()
 	boxes := make([]*box, 0, len(m.boxes))
 	for _, b := range m.boxes {
@@ -211,7 +217,7 @@ func (m *Manager) KernelsInUse() (ids map[string]bool, all bool) {
 // inUse marks by the records what sandboxes and named snapshots need.
 func (m *Manager) inUse(part func(store.Claims) string) (marked map[string]bool, all bool) {
 	marked, all = map[string]bool{}, true
-	for _, v := range m.List() {
+	for _, v := range m.views() {
 		marked[part(store.Claims{ImageDigest: v.ImageDigest, KernelID: v.KernelID})] = true
 	}
 	for _, s := range m.stock.list() {

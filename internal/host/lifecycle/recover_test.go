@@ -108,16 +108,50 @@ func TestForkKilledAtEveryCall(t *testing.T) {
 	})
 }
 
-// dropForks destroys the forks that a killed hutchd left, which must run.
-func (h *host) dropForks(what string) {
+// TestSpareKilledAtEveryCall has a spare made, and takes it.
+func TestSpareKilledAtEveryCall(t *testing.T) {
+	killEverywhere(t, func(h *host) {
+		h.p.Warm.Spares = 1
+		if _, err := h.WarmTemplate(h.c, plain); err != nil {
+			return
+		}
+		for range 2 {
+			if _, err := h.Create(h.c, "", plain); err != nil || !h.spareIsReady() {
+				return
+			}
+		}
+		for _, v := range h.List() {
+			_ = h.Destroy(h.c, v.ID)
+		}
+		h.spares.drop()
+	})
+}
+
+// spareIsReady waits for the spare that is being made. It says whether there is
+// one then.
+func (h *host) spareIsReady() bool {
+	h.t.Helper()
+	there := false
+	holds(h.t, "no spare is being made any more", func() bool {
+		h.spares.mu.Lock()
+		defer h.spares.mu.Unlock()
+		there = len(h.spares.ready) > 0
+		return len(h.spares.making) == 0
+	})
+	return there
+}
+
+// dropUnnamed destroys sandboxes that a caller gave no id, which must run.
+func (h *host) dropUnnamed(what string) {
 	h.t.Helper()
 	for _, v := range h.List() {
-		if v.Parent == "" {
+		if v.ID == "sb-1" {
 			continue
 		}
 		if v.State != sandbox.Running {
-			h.t.Errorf("%s: fork %s is %s", what, v.ID, v.State)
+			h.t.Errorf("%s: %s is %s", what, v.ID, v.State)
 		}
+		h.must(request1(h, sandbox.Use, v.ID))
 		h.must(h.Destroy(h.c, v.ID))
 	}
 }
@@ -171,7 +205,7 @@ func takeOver(t *testing.T, w *world, what string) {
 	}
 	w.checkWhole(t, h.List())
 	w.checkSnapshots(t, h)
-	h.dropForks(what)
+	h.dropUnnamed(what)
 	views := h.List()
 	if len(views) > 1 {
 		t.Errorf("%s: %d sandboxes", what, len(views))

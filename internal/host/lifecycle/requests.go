@@ -13,7 +13,8 @@ import (
 
 // Create implements Sandboxes.
 func (m *Manager) Create(ctx context.Context, id sandbox.ID, spec sandbox.Spec) (View, error) {
-	if id == "" {
+	fresh := id == ""
+	if fresh {
 		id = sandbox.NewID()
 	} else if _, err := sandbox.ParseID(string(id)); err != nil {
 		return View{}, fault.BadField("sandbox_id", "%v", err)
@@ -22,7 +23,7 @@ func (m *Manager) Create(ctx context.Context, id sandbox.ID, spec sandbox.Spec) 
 		if err := context.Cause(ctx); err != nil {
 			return View{}, err
 		}
-		b, again, err := m.createOrJoin(id, spec)
+		b, again, err := m.createOrJoin(id, spec, fresh)
 		if err != nil {
 			return View{}, err
 		}
@@ -50,8 +51,9 @@ func (b *box) waitMade(ctx context.Context) error {
 }
 
 // createOrJoin starts a new sandbox, or finds the one that the same request
-// made before. again says that one of that id is on its way out.
-func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again bool, err error) {
+// made before. again says that one of that id is on its way out, fresh that no
+// caller knows the id.
+func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec, fresh bool) (b *box, again bool, err error) {
 	src, err := m.hold(spec)
 	if err != nil {
 		// A repeated request must find its sandbox when the template is gone.
@@ -80,7 +82,12 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again 
 	if err != nil {
 		return nil, false, err
 	}
-	grant, turn, err := m.admission.admit(spec.MemoryMB, true)
+	if fresh && o.spare() {
+		if b := m.spares.claim(o, spec); b != nil {
+			return b, false, nil
+		}
+	}
+	grant, turn, err := m.admitCreate(spec.MemoryMB)
 	if err != nil {
 		return nil, false, err
 	}
@@ -92,6 +99,16 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec) (b *box, again 
 		return m.join(b, spec)
 	}
 	return b, false, nil
+}
+
+// admitCreate takes room for a new sandbox. Where there is none, spares make
+// some.
+func (m *Manager) admitCreate(memoryMB int) (*grant, *turn, error) {
+	g, t, err := m.admission.admit(memoryMB, true)
+	if fault.Is(err, fault.Exhausted) && m.spares.drop() {
+		g, t, err = m.admission.admit(memoryMB, true)
+	}
+	return g, t, err
 }
 
 // planCreate says how a sandbox is to be made. The boot has neither a box nor a
@@ -114,8 +131,13 @@ func (m *Manager) planCreate(src source, spec sandbox.Spec) (*boot, error) {
 		return o, nil
 	}
 	shape := m.shape(spec, src.template, o.kernel)
-	if o.still = m.stock.warm(shape); o.still == nil {
-		o.after = func() { m.warm.wish(shape, spec) }
+	o.still = m.stock.warm(shape)
+	o.after = func() {
+		if o.still == nil {
+			m.warm.wish(shape, spec)
+			return
+		}
+		m.spares.wish(o.still)
 	}
 	return o, nil
 }
@@ -147,15 +169,31 @@ func (m *Manager) enter(rec sandbox.Record, g *grant, first func(*box) func()) (
 	if q, ok := m.quarantined[rec.ID]; ok {
 		return nil, false, fault.As(fault.Exists, quarantineErr(q))
 	}
-	if most := m.p.Limits.MaxSandboxes; most > 0 && len(m.boxes) >= most {
-		return nil, false, fault.New(fault.Exhausted, "there are %d sandboxes and no more are allowed; destroy one or try later", len(m.boxes))
+	hidden := rec.Spec.Purpose != ""
+	if err := m.oneMoreLocked(); err != nil && !hidden {
+		return nil, false, err
 	}
 	b = m.newBox(rec)
+	b.hidden = hidden
 	b.grant = g
 	m.boxes[rec.ID] = b
 	work := first(b)
 	m.wg.Go(func() { b.drive(work) })
 	return b, true, nil
+}
+
+// oneMoreLocked tells whether one more sandbox is allowed. m.mu is held.
+func (m *Manager) oneMoreLocked() error {
+	there := 0
+	for _, b := range m.boxes {
+		if !b.hidden {
+			there++
+		}
+	}
+	if most := m.p.Limits.MaxSandboxes; most > 0 && there >= most {
+		return fault.New(fault.Exhausted, "there are %d sandboxes and no more are allowed; destroy one or try later", there)
+	}
+	return nil
 }
 
 // join checks that a request is the one that made b.

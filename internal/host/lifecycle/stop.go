@@ -14,6 +14,12 @@ const killMargin = 5 * time.Second
 // leave is the driver's last turn when hutchd stops.
 func (b *box) leave() {
 	b.leaving = true
+	if b.rec.Spec.Purpose != "" { // of no use to the next hutchd
+		if a := b.askDestroy(sandbox.ByHost, "hutchd stopped"); a != nil {
+			b.destroy(a)
+		}
+		return
+	}
 	b.m.mu.Lock()
 	keep := b.m.keepVMs
 	b.m.mu.Unlock()

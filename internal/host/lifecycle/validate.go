@@ -129,8 +129,10 @@ func same(a, b sandbox.Spec) bool {
 	return a.Template == b.Template && a.VCPUs == b.VCPUs && a.MemoryMB == b.MemoryMB && a.DiskMB == b.DiskMB &&
 		a.Timeout == b.Timeout && a.DefaultUser == b.DefaultUser &&
 		maps.Equal(a.DefaultEnv, b.DefaultEnv) && maps.Equal(a.Labels, b.Labels) &&
-		a.Network.Mode == b.Network.Mode && slices.Equal(a.Network.Allow, b.Network.Allow)
+		samePolicy(a.Network, b.Network)
 }
+
+func samePolicy(a, b sandbox.Policy) bool { return a.Mode == b.Mode && slices.Equal(a.Allow, b.Allow) }
 
 // printable makes words of a guest or a VMM safe to show: at most max bytes,
 // no control characters, spaces for line breaks.

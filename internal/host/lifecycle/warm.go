@@ -27,6 +27,9 @@ type Warm struct {
 	// stays. 0: no bound.
 	MemoryMB int
 	DiskMB   int
+	// Spares is how many sandboxes are kept started ahead, one for each of the
+	// shapes that were copied last.
+	Spares int
 }
 
 // warmPurpose is the purpose of a sandbox that is booted to be copied.
@@ -177,10 +180,8 @@ func (w *warmer) build(k warmKey, spec sandbox.Spec, b *warmBuild) {
 
 func (w *warmer) make(k warmKey, spec sandbox.Spec) (_ *snapshot.Snapshot, err error) {
 	began := time.Now()
-	shape := sandbox.Spec{
-		Template: spec.Template, VCPUs: spec.VCPUs, MemoryMB: spec.MemoryMB, DiskMB: spec.DiskMB,
-		Network: sandbox.Policy{Mode: sandbox.ModeNone}, ColdStart: true, Purpose: warmPurpose,
-	}
+	shape := bareSpec(spec, warmPurpose)
+	shape.ColdStart, shape.Network = true, sandbox.Policy{Mode: sandbox.ModeNone}
 	view, err := w.m.Create(w.m.closing, sandbox.ID("warm-"+randomHex(8)), shape)
 	if err != nil {
 		return nil, err
@@ -209,6 +210,14 @@ func (w *warmer) make(k warmKey, spec sandbox.Spec) (_ *snapshot.Snapshot, err e
 	w.m.p.Log.Info("template is warm", slog.String("template", spec.Template), slog.Int("vcpus", spec.VCPUs),
 		slog.Int("memory_mb", spec.MemoryMB), slog.String("snapshot", t.snap.ID), slog.Duration("took", time.Since(began)))
 	return t.snap, nil
+}
+
+// bareSpec is a sandbox of a shape that hutchd makes for itself.
+func bareSpec(shape sandbox.Spec, purpose string) sandbox.Spec {
+	return sandbox.Spec{
+		Template: shape.Template, VCPUs: shape.VCPUs, MemoryMB: shape.MemoryMB, DiskMB: shape.DiskMB,
+		Network: sandbox.Policy{Mode: sandbox.ModeInternet}, Purpose: purpose,
+	}
 }
 
 // writeWarm writes the sandbox down as a warm template. It does not go on.

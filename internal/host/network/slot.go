@@ -44,6 +44,9 @@ type Slots interface {
 	// fails is set aside and the error returned; releasing again tries again.
 	// Releasing a free slot is no error.
 	Release(ctx context.Context, index int) error
+	// SetPolicy gives a slot that is taken another policy, for connections that
+	// begin from now on. On error the old one may hold, or the new one.
+	SetPolicy(ctx context.Context, index int, p sandbox.Policy) error
 	// Adopt marks the slot of a sandbox that is alive as taken, after a restart.
 	Adopt(ctx context.Context, index int, p sandbox.Policy) (Slot, error)
 	// Reclaim removes every slot found on the host that is not in live.

@@ -68,6 +68,29 @@ func (n *Network) setPolicy(index int, p policy) error {
 	return n.mark(index, p)
 }
 
+// SetPolicy implements Slots.
+func (n *Network) SetPolicy(ctx context.Context, index int, p sandbox.Policy) error {
+	want, err := parsePolicy(p)
+	if err != nil {
+		return err
+	}
+	was, err := n.ledger.begin(ctx, index)
+	if err != nil {
+		return err
+	}
+	if was == prepared {
+		return fault.New(fault.Precondition, "network slot %d is not in use", index)
+	}
+	defer n.ledger.end(index, was)
+	if was != taken {
+		return fault.New(fault.Precondition, "network slot %d is not in use", index)
+	}
+	if err := n.setPolicy(index, want); err != nil {
+		return fmt.Errorf("set policy of network slot %d: %w", index, err)
+	}
+	return nil
+}
+
 // acquireNew builds a slot on the next free index, which becomes as.
 func (n *Network) acquireNew(ctx context.Context, p policy, as place) (Slot, error) {
 	looked := false

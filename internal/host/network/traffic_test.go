@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/sandbox"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
@@ -606,6 +607,30 @@ func (w *world) crash(t testing.TB, n *Network) {
 	n.stop()
 	n.work.Wait()
 	must(t, n.host.close())
+}
+
+func TestAPolicyCanBeChanged(t *testing.T) {
+	w := newWorld(t)
+	n := w.open(t, nil)
+	s := acquire(t, n, internet())
+	g := w.guest(t, n, s)
+	serve(t, w.outside, "outside", internetIP+":80")
+	serve(t, w.outside, "private", privateIP+":80")
+	before := w.state(t)
+	answers(t, g.ns, "tcp4", internetIP+":80", "outside sees "+hostPublic)
+	must(t, n.SetPolicy(testenv.Context(t), s.Index, sandbox.Policy{Mode: sandbox.ModeNone, Allow: []string{privateIP + "/32"}}))
+	refuses(t, g.ns, "tcp4", internetIP+":80")
+	answers(t, g.ns, "tcp4", privateIP+":80", "private sees "+hostPublic)
+	must(t, n.SetPolicy(testenv.Context(t), s.Index, internet()))
+	answers(t, g.ns, "tcp4", internetIP+":80", "outside sees "+hostPublic)
+	refuses(t, g.ns, "tcp4", privateIP+":80")
+	must(t, n.Release(testenv.Context(t), s.Index))
+	if err := n.SetPolicy(testenv.Context(t), s.Index, internet()); !fault.Is(err, fault.Precondition) {
+		t.Errorf("of a free slot: %v", err)
+	}
+	if len(w.state(t)) >= len(before) {
+		t.Errorf("left: %q", w.state(t))
+	}
 }
 
 func TestAFlushedRulesetComesBackByItself(t *testing.T) {

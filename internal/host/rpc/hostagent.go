@@ -90,9 +90,6 @@ func (h *hostAgent) exec(ctx context.Context, m *hostagentv1.ExecRequest) (guest
 func (h *hostAgent) ListSandboxes(context.Context, *connect.Request[hostagentv1.ListSandboxesRequest]) (*connect.Response[hostagentv1.ListSandboxesResponse], error) {
 	res := &hostagentv1.ListSandboxesResponse{}
 	for _, view := range h.boxes.List() {
-		if view.Spec.Purpose != "" { // hutchd's own
-			continue
-		}
 		res.Sandboxes = append(res.Sandboxes, infoOf(view, time.Now()))
 	}
 	return connect.NewResponse(res), nil
