@@ -58,6 +58,16 @@ type Policy struct {
 	Allow []string `json:"allow,omitempty"`
 }
 
+// OnTimeout is what becomes of a sandbox at the end of its time of inactivity.
+type OnTimeout string
+
+// What can become of it.
+const (
+	DestroyOnTimeout   OnTimeout = "destroy"
+	PauseOnTimeout     OnTimeout = "pause"     // it stays so until resumed or destroyed
+	HibernateOnTimeout OnTimeout = "hibernate" // as well when it is paused then
+)
+
 // Spec is what a caller asked for, with all defaults filled in. Two creates
 // with the same id are the same request exactly when their specs are equal.
 type Spec struct {
@@ -65,11 +75,14 @@ type Spec struct {
 	VCPUs       int               `json:"vcpus"`
 	MemoryMB    int               `json:"memory_mb"`
 	DiskMB      int               `json:"disk_mb"`
-	Timeout     time.Duration     `json:"timeout"` // inactivity, 0: never
+	Timeout     time.Duration     `json:"timeout"`              // inactivity, 0: never
+	OnTimeout   OnTimeout         `json:"on_timeout,omitempty"` // empty exactly when Timeout is 0
 	DefaultUser string            `json:"default_user,omitempty"`
 	DefaultEnv  map[string]string `json:"default_env,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Network     Policy            `json:"network"`
+	// AutoResume has a use resume it when it is paused or hibernated.
+	AutoResume bool `json:"auto_resume,omitempty"`
 	// ColdStart asks for a boot, also where there is a warm template.
 	ColdStart bool `json:"cold_start,omitempty"`
 	// Purpose says what hutchd itself made it for; empty: a caller did. Such a
@@ -90,6 +103,9 @@ func (s Spec) WithDefaults() Spec {
 	}
 	if s.DiskMB == 0 {
 		s.DiskMB = DefaultDiskMB
+	}
+	if s.OnTimeout == "" && s.Timeout != 0 {
+		s.OnTimeout = DestroyOnTimeout
 	}
 	if s.Network.Mode == "" {
 		s.Network.Mode = ModeInternet

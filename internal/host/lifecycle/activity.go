@@ -1,7 +1,6 @@
 package lifecycle
 
 import (
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -40,17 +39,25 @@ func (b *box) lastActive() time.Time {
 	return b.activeAt
 }
 
-// deadline returns when the sandbox has been inactive for too long. ok is
-// false when it is active or has all the time in the world.
+// deadline returns when something is to be done about the sandbox's inactivity.
+// ok is false when it is active or has all the time in the world.
 func (b *box) deadline() (at time.Time, ok bool) {
 	if b.rec.Spec.Timeout <= 0 {
 		return at, false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	at = b.activeAt.Add(b.rec.Spec.Timeout)
+	if at.Before(b.backOff.until) {
+		at = b.backOff.until
+	}
 	switch {
-	case b.rec.State == sandbox.Running && b.inFlight == 0, b.rec.State == sandbox.Paused:
-		return b.activeAt.Add(b.rec.Spec.Timeout), true
+	case b.wanted > 0:
+		return at, false
+	case b.rec.State == sandbox.Running:
+		return at, b.inFlight == 0
+	case b.rec.State == sandbox.Paused:
+		return at, b.rec.Spec.OnTimeout != sandbox.PauseOnTimeout
 	}
 	return at, false
 }
@@ -72,10 +79,10 @@ func (b *box) untilNext() time.Duration {
 }
 
 // onTimer does what is due. No use can begin between the look at the deadline
-// and the destroy: both are in the driver's turn.
+// and what is done then: both are in the driver's turn.
 func (b *box) onTimer() {
 	if at, ok := b.deadline(); ok && !time.Now().Before(at) {
-		b.askDestroy(sandbox.ByTTL, fmt.Sprintf("inactive for %s", b.rec.Spec.Timeout))
+		b.timeUp()
 		return
 	}
 	due := persistEvery

@@ -44,12 +44,15 @@ type Sandboxes interface {
 	Pause(ctx context.Context, id sandbox.ID) error
 	Resume(ctx context.Context, id sandbox.ID) error
 	// Hibernate writes a sandbox's memory to disk and ends its VM. A Resume that
-	// comes meanwhile ends it; it is fault.Canceled then.
+	// comes meanwhile ends it; it is fault.Canceled then. A Use ends only one that
+	// its timeout began.
 	Hibernate(ctx context.Context, id sandbox.ID) error
 	// Use holds a sandbox active and gives access to its guest until the
-	// returned done is called.
+	// returned done is called. One that sleeps is resumed first if its spec says
+	// AutoResume: once for all who ask meanwhile, and to its end when ctx is
+	// done; the error of that is everybody's.
 	Use(ctx context.Context, id sandbox.ID) (g guestconn.Guest, done func(), err error)
-	// KeepAlive counts as activity.
+	// KeepAlive counts as activity. It resumes nothing.
 	KeepAlive(ctx context.Context, id sandbox.ID) error
 	// List returns all sandboxes, oldest first.
 	List() []View

@@ -30,6 +30,7 @@ const (
 type boot struct {
 	*box
 	op    string // "create" or "resume", for names of steps
+	why   string // told with the states on the way
 	image string // path
 	// release lets go of the image of a create: from its record on, the
 	// sandbox itself says that it uses it.
@@ -183,7 +184,7 @@ func (o *boot) writeFirst(context.Context) error {
 
 // writePending says in the record that the sandbox boots again.
 func (o *boot) writePending(context.Context) error {
-	return o.commit(change{to: sandbox.Pending, cause: sandbox.ByUser, must: true})
+	return o.commit(change{to: sandbox.Pending, cause: sandbox.ByUser, reason: o.why, must: true})
 }
 
 func (o *boot) waitForTurn(ctx context.Context) error { return o.turn.wait(ctx) }
@@ -360,7 +361,7 @@ func (o *boot) becomeRunning(ctx context.Context) error {
 	if o.still != nil {
 		o.rec.Snapshot = o.still.snap.ID
 	}
-	err := o.commit(change{to: sandbox.Running, cause: sandbox.ByUser, must: true})
+	err := o.commit(change{to: sandbox.Running, cause: sandbox.ByUser, reason: o.why, must: true})
 	if err != nil {
 		o.rec.Boots--
 		return err

@@ -46,7 +46,10 @@ type box struct {
 	hidden   bool      // hutchd's own; guarded by m.mu
 	over     bool      // the driver takes nothing any more; guarded by mu
 	inFlight int       // uses; guarded by mu
-	rouse    func()    // ends a hibernation on its way; guarded by mu
+	wanted   int       // uses on their way; guarded by mu
+	waking   *request  // a resume for uses; guarded by mu
+	rouse    func()    // ends a hibernation on its way, called with mu held; guarded by mu
+	light    bool      // a use ends that hibernation too; guarded by mu
 	activeAt time.Time // end of the last use and the like; guarded by mu
 
 	// What follows belongs to the driver.
@@ -63,6 +66,7 @@ type box struct {
 	unsaved  bool      // the record on disk is older than rec
 	savedAt  time.Time // when rec was written, or that was tried
 	savedAct time.Time // the ActiveAt that was written
+	backOff  backOff   // of what a timeout does
 	timer    *time.Timer
 }
 
@@ -115,8 +119,12 @@ func (b *box) drive(first func()) {
 	}
 	b.mu.Lock()
 	b.over = true
-	a := b.attempt
+	a, w := b.attempt, b.waking
 	b.mu.Unlock()
+	if w != nil {
+		w.err = b.endErr()
+		close(w.done)
+	}
 	if a != nil {
 		if !b.gone {
 			a.err = stopping()
@@ -126,10 +134,14 @@ func (b *box) drive(first func()) {
 }
 
 // turn waits for the next thing to happen and sees to it. A destroy comes
-// first.
+// first, then a resume that uses wait for.
 func (b *box) turn() {
 	if a := b.destroyAsked(); a != nil {
 		b.destroy(a)
+		return
+	}
+	if r := b.wakeAsked(); r != nil {
+		b.answerWake(r)
 		return
 	}
 	// Of a broken sandbox's VM nothing is expected any more but a destroy.
@@ -153,20 +165,26 @@ func (b *box) turn() {
 
 // answer decides on a request and does it.
 func (b *box) answer(r *request) {
-	defer close(r.done)
+	r.err = b.decide(r)
+	close(r.done)
+}
+
+func (b *box) decide(r *request) error {
 	switch v, why := sandbox.Decide(b.rec.State, r.kind); v {
 	case sandbox.Accept:
-		r.err = r.do()
+		err := r.do()
 		// What a destroy cut off may not know by what.
-		if asked := (cancelCause{}); r.err != nil && errors.As(context.Cause(b.life), &asked) {
-			r.err = asked
+		if asked := (cancelCause{}); err != nil && errors.As(context.Cause(b.life), &asked) {
+			return asked
 		}
+		return err
 	case sandbox.Already:
-	case sandbox.Wait: // the driver is never in its turn while the state is on its way
-		r.err = fault.New(fault.Internal, "sandbox %s: %s can't be decided while %s", b.id, r.kind, b.rec.State)
+		return nil
 	case sandbox.Deny:
-		r.err = denied(b.id, why)
+		return denied(b.id, why)
+	case sandbox.Wait: // the driver is never in its turn while the state is on its way
 	}
+	return fault.New(fault.Internal, "sandbox %s: %s can't be decided while %s", b.id, r.kind, b.rec.State)
 }
 
 // ask has the driver do something when the state accepts it. A caller that

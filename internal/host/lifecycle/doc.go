@@ -36,6 +36,11 @@
 // and once in a while. While a sandbox is paused in RAM the count goes on even
 // if a use is in flight, for its guest does nothing.
 //
+// At the end of inactivity a sandbox is destroyed, paused or hibernated, as its
+// spec says (timeout.go). What of that fails is tried again, ever less often. A
+// use that is on its way when that begins comes first. Uses of a sandbox that
+// sleeps may resume it (awaken.go): the driver does that once for all of them.
+//
 // Tested on fakes of the host: every cell of the state table, every step of
 // every operation broken in turn, a kill of hutchd at every call to the host,
 // and many callers at once.

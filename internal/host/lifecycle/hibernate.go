@@ -32,7 +32,7 @@ func (b *box) hibernate(cause sandbox.Cause, reason string) error {
 	defer cancel()
 	ctx, stop := whileAlive(ctx, b.vm)
 	defer stop()
-	ctx, awake := b.interruptible(ctx)
+	ctx, awake := b.interruptible(ctx, cause == sandbox.ByTTL)
 	defer awake()
 	if err := b.fallAsleep(ctx); err != nil {
 		return fmt.Errorf("hibernate sandbox %s: %w", b.id, err)
@@ -80,15 +80,22 @@ func (b *box) fallAsleep(ctx context.Context) (err error) {
 	return err
 }
 
-// interruptible returns a context that a resume ends. done must be called.
-func (b *box) interruptible(ctx context.Context) (_ context.Context, done func()) {
+// interruptible returns a context that a resume ends, and with light a use that
+// is on its way as well. Either counts as activity. done must be called.
+func (b *box) interruptible(ctx context.Context, light bool) (_ context.Context, done func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	b.mu.Lock()
-	b.rouse = func() { cancel(fault.New(fault.Canceled, "a resume came first")) }
+	b.light, b.rouse = light, func() {
+		b.activeAt = time.Now()
+		cancel(fault.New(fault.Canceled, "a resume or a use came first"))
+	}
+	if light && b.wanted > 0 {
+		b.rouse()
+	}
 	b.mu.Unlock()
 	return ctx, func() {
 		b.mu.Lock()
-		b.rouse = nil
+		b.light, b.rouse = false, nil
 		b.mu.Unlock()
 		cancel(nil)
 	}
@@ -120,7 +127,7 @@ func (o *boot) restoreSteps() []step {
 
 // restore brings a hibernated sandbox back. When that fails before its
 // processors ran, it is hibernated as before; after that it has only its disk.
-func (b *box) restore() error {
+func (b *box) restore(why string) error {
 	image, err := b.m.p.Templates.Image(b.rec.ImageDigest)
 	if err != nil {
 		return fmt.Errorf("resume sandbox %s: find its image: %w", b.id, err)
@@ -134,7 +141,7 @@ func (b *box) restore() error {
 		return err
 	}
 	b.grant = grant
-	o := &boot{box: b, op: "resume", image: image, kernel: pack, turn: turn}
+	o := &boot{box: b, op: "resume", why: why, image: image, kernel: pack, turn: turn}
 	failed, left := o.run(o.restoreSteps())
 	turn.end()
 	if o.from != nil {

@@ -112,6 +112,7 @@ func (m *Manager) recoverAll(ctx context.Context, records []sandbox.Record) erro
 		return stopping()
 	}
 	for _, r := range records {
+		r.Spec = r.Spec.WithDefaults() // what is younger than the record
 		b := m.newBox(r)
 		b.savedAt, b.savedAct = time.Now(), r.ActiveAt
 		m.boxes[r.ID] = b

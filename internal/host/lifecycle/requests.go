@@ -78,6 +78,9 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec, fresh bool) (b 
 	if err := src.check(spec); err != nil {
 		return nil, false, err
 	}
+	if err := checkCaps(spec, m.p.Driver.Caps()); err != nil {
+		return nil, false, err
+	}
 	o, err := m.planCreate(src, spec)
 	if err != nil {
 		return nil, false, err
@@ -308,10 +311,10 @@ func (m *Manager) Pause(ctx context.Context, id sandbox.ID) error {
 	if err != nil {
 		return err
 	}
-	return b.ask(ctx, sandbox.Pause, false, b.pause)
+	return b.ask(ctx, sandbox.Pause, false, func() error { return b.pause(sandbox.ByUser, "") })
 }
 
-func (b *box) pause() error {
+func (b *box) pause(cause sandbox.Cause, reason string) error {
 	ctx, cancel := b.op()
 	defer cancel()
 	if err := b.at(ctx, "pause"); err != nil {
@@ -326,7 +329,7 @@ func (b *box) pause() error {
 		b.activeAt = time.Now()
 	}
 	b.mu.Unlock()
-	return b.commit(change{to: sandbox.Paused, cause: sandbox.ByUser})
+	return b.commit(change{to: sandbox.Paused, cause: cause, reason: reason})
 }
 
 // unsure is for a pause or resume that failed: the VMM is asked which it is
@@ -356,23 +359,24 @@ func (m *Manager) Resume(ctx context.Context, id sandbox.ID) error {
 		return err
 	}
 	b.interrupt()
-	return b.ask(ctx, sandbox.Resume, false, b.resume)
+	return b.ask(ctx, sandbox.Resume, false, func() error { return b.resume("") })
 }
 
-func (b *box) resume() error {
+// resume tells reason with the states on its way.
+func (b *box) resume(reason string) error {
 	switch b.rec.State {
 	case sandbox.Paused:
-		return b.unpause()
+		return b.unpause(reason)
 	case sandbox.Stopped, sandbox.Failed:
 		return b.reboot()
 	case sandbox.Hibernated:
-		return b.restore()
+		return b.restore(reason)
 	case sandbox.Pending, sandbox.Running, sandbox.Broken, sandbox.Destroying, sandbox.Gone:
 	}
 	return fault.New(fault.Internal, "sandbox %s can't be resumed while %s", b.id, b.rec.State)
 }
 
-func (b *box) unpause() error {
+func (b *box) unpause(reason string) error {
 	ctx, cancel := b.op()
 	defer cancel()
 	if err := b.at(ctx, "unpause"); err != nil {
@@ -382,7 +386,7 @@ func (b *box) unpause() error {
 		return b.unsure(fmt.Errorf("resume sandbox %s: %w", b.id, err))
 	}
 	b.active()
-	err := b.commit(change{to: sandbox.Running, cause: sandbox.ByUser})
+	err := b.commit(change{to: sandbox.Running, cause: sandbox.ByUser, reason: reason})
 	b.clock.soon()
 	return err
 }
@@ -428,18 +432,26 @@ func (m *Manager) Use(ctx context.Context, id sandbox.ID) (g guestconn.Guest, do
 	if err != nil {
 		return nil, nil, err
 	}
-	err = b.ask(ctx, sandbox.Use, true, func() error {
-		g, done = b.guest, b.begin()
-		return nil
-	})
-	if err != nil {
-		return nil, nil, err
+	defer b.want()()
+	for {
+		if err := b.awaken(ctx); err != nil {
+			return nil, nil, err
+		}
+		err = b.ask(ctx, sandbox.Use, true, func() error {
+			g, done = b.guest, b.begin()
+			return nil
+		})
+		switch {
+		case err == nil:
+			return g, done, nil
+		case !fault.Is(err, fault.Precondition) || !usable(b.pub.Load().rec): // else it slept for a moment
+			return nil, nil, err
+		}
 	}
-	return g, done, nil
 }
 
 // KeepAlive implements Sandboxes. A sandbox that can't be used can't be kept
-// alive either.
+// alive either, and is not resumed for it.
 func (m *Manager) KeepAlive(ctx context.Context, id sandbox.ID) error {
 	b, err := m.find(id)
 	if err != nil {

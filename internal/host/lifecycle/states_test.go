@@ -16,30 +16,35 @@ import (
 // when it is held there.
 func bring(t *testing.T, h *host, id sandbox.ID, to sandbox.State) (release func()) {
 	t.Helper()
+	return bringOf(t, h, id, plain, to)
+}
+
+func bringOf(t *testing.T, h *host, id sandbox.ID, spec sandbox.Spec, to sandbox.State) (release func()) {
+	t.Helper()
 	switch to {
 	case sandbox.Pending:
 		gate := h.s.gate("Ready")
-		made := async(func() error { _, err := h.Create(h.c, id, plain); return err })
+		made := async(func() error { _, err := h.Create(h.c, id, spec); return err })
 		holds(t, "pending", func() bool { return h.state(id) == sandbox.Pending })
 		return func() {
 			gate <- nil
 			h.must(<-made)
 		}
 	case sandbox.Running:
-		h.create(id, plain)
+		h.create(id, spec)
 	case sandbox.Paused:
-		h.create(id, plain)
+		h.create(id, spec)
 		h.must(h.Pause(h.c, id))
 	case sandbox.Stopped:
-		h.create(id, plain)
+		h.create(id, spec)
 		h.w.powerOff(t, id)
 		h.reach(id, to)
 	case sandbox.Failed:
-		h.create(id, plain)
+		h.create(id, spec)
 		h.w.crash(t, id)
 		h.reach(id, to)
 	case sandbox.Broken:
-		h.create(id, plain)
+		h.create(id, spec)
 		gate := h.s.gate("Release")
 		gone := async(func() error { return h.Destroy(h.c, id) })
 		gate <- errInjected
@@ -48,7 +53,7 @@ func bring(t *testing.T, h *host, id sandbox.ID, to sandbox.State) (release func
 		}
 		return func() { close(gate) }
 	case sandbox.Destroying:
-		h.create(id, plain)
+		h.create(id, spec)
 		gate := h.s.gate("VM.Kill")
 		gone := async(func() error { return h.Destroy(h.c, id) })
 		h.reach(id, to)
@@ -57,7 +62,7 @@ func bring(t *testing.T, h *host, id sandbox.ID, to sandbox.State) (release func
 			h.must(<-gone)
 		}
 	case sandbox.Hibernated:
-		h.create(id, plain)
+		h.create(id, spec)
 		h.must(h.Hibernate(h.c, id))
 	}
 	return func() {}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/vmm"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -38,6 +39,10 @@ func validate(s sandbox.Spec, maxVCPUs int) (sandbox.Spec, error) {
 		return s, fault.BadField("disk_size_mb", "must be between %d and %d", minDiskMB, maxDiskMB)
 	case s.Timeout < 0 || s.Timeout > maxTimeout:
 		return s, fault.BadField("timeout_sec", "must be between 0 (never) and %d", maxTimeout/time.Second)
+	case s.OnTimeout != "" && s.Timeout == 0:
+		return s, fault.BadField("on_timeout", "%q without timeout_sec; give the seconds of inactivity after which it is done", s.OnTimeout)
+	case !slices.Contains([]sandbox.OnTimeout{"", sandbox.DestroyOnTimeout, sandbox.PauseOnTimeout, sandbox.HibernateOnTimeout}, s.OnTimeout):
+		return s, fault.BadField("on_timeout", "%.32q is none of destroy, pause and hibernate", s.OnTimeout)
 	case s.DefaultUser != "" && !regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`).MatchString(s.DefaultUser):
 		return s, fault.BadField("default_user", "%q is no user name", s.DefaultUser)
 	}
@@ -54,6 +59,15 @@ func validate(s sandbox.Spec, maxVCPUs int) (sandbox.Spec, error) {
 	s.Network = policy
 	s.DefaultEnv, s.Labels = ownMap(s.DefaultEnv), ownMap(s.Labels)
 	return s, nil
+}
+
+// checkCaps checks that a host with a driver of such abilities can do all that
+// a spec asks for.
+func checkCaps(s sandbox.Spec, c vmm.Caps) error {
+	if s.OnTimeout == sandbox.HibernateOnTimeout && !c.Snapshots {
+		return fault.New(fault.Unimplemented, "on_timeout: %s can't hibernate sandboxes on this host, because it can't write a VM down; use pause or destroy", c.Name)
+	}
+	return nil
 }
 
 func checkEnv(env map[string]string) error {
@@ -127,7 +141,7 @@ func ownMap(m map[string]string) map[string]string {
 // same reports whether two specs in normal form are the same request.
 func same(a, b sandbox.Spec) bool {
 	return a.Template == b.Template && a.VCPUs == b.VCPUs && a.MemoryMB == b.MemoryMB && a.DiskMB == b.DiskMB &&
-		a.Timeout == b.Timeout && a.DefaultUser == b.DefaultUser &&
+		a.Timeout == b.Timeout && a.OnTimeout == b.OnTimeout && a.AutoResume == b.AutoResume && a.DefaultUser == b.DefaultUser &&
 		maps.Equal(a.DefaultEnv, b.DefaultEnv) && maps.Equal(a.Labels, b.Labels) &&
 		samePolicy(a.Network, b.Network)
 }

@@ -20,7 +20,6 @@ import (
 	"github.com/hutch-run/hutch/internal/host/template"
 	"github.com/hutch-run/hutch/internal/host/vmm"
 	"github.com/hutch-run/hutch/internal/sandbox"
-	"github.com/hutch-run/hutch/internal/testenv"
 )
 
 var (
@@ -177,7 +176,7 @@ func (w *world) checkWhole(t testing.TB, views []View) {
 		}
 		s, err := snapshot.Open(filepath.Join(w.root, "sandboxes", string(v.ID), "hibernation"))
 		if err == nil {
-			err = s.Verify(testenv.Context(t))
+			err = s.Verify(t.Context())
 		}
 		if asleep := v.State == sandbox.Hibernated; asleep && err != nil || !asleep && !fault.Is(err, fault.NotFound) {
 			t.Errorf("%s is %s, its memory on disk: %v", v.ID, v.State, err)
