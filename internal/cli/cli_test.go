@@ -84,6 +84,25 @@ func TestCreateRequest(t *testing.T) {
 	}
 }
 
+func TestOnTimeoutFlag(t *testing.T) {
+	for then, want := range map[string]hostagentv1.OnTimeout{
+		"": hostagentv1.OnTimeout_ON_TIMEOUT_UNSPECIFIED, "destroy": hostagentv1.OnTimeout_ON_TIMEOUT_DESTROY,
+		"pause": hostagentv1.OnTimeout_ON_TIMEOUT_PAUSE, "hibernate": hostagentv1.OnTimeout_ON_TIMEOUT_HIBERNATE,
+	} {
+		f := createFlags{idle: time.Minute, network: "internet", then: then, auto: then != ""}
+		req, err := f.request("", noEnv)
+		if err != nil || req.GetOnTimeout() != want || req.GetAutoResume() != f.auto {
+			t.Errorf("%q: %v, %v", then, req, err)
+		}
+	}
+	for _, f := range []createFlags{{then: "pause"}, {then: "sleep", idle: time.Minute}} {
+		f.network = "internet"
+		if _, err := f.request("", noEnv); err == nil || !strings.HasPrefix(err.Error(), "--on-timeout ") {
+			t.Errorf("%s after %s: %v", f.then, f.idle, err)
+		}
+	}
+}
+
 func TestParsePlace(t *testing.T) {
 	for in, want := range map[string]place{
 		"sb-12:/srv": {"sb-12", "/srv"}, "sb-12:": {"sb-12", ""}, "./a:b": {"", "./a:b"},

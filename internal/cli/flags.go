@@ -15,6 +15,8 @@ import (
 // createFlags are the flags of every command that makes a sandbox.
 type createFlags struct {
 	cold    bool
+	then    string
+	auto    bool
 	id      string
 	vcpus   int32
 	memory  string
@@ -33,7 +35,9 @@ func (f *createFlags) register(c *cobra.Command) {
 	fl.Int32Var(&f.vcpus, "vcpus", 0, "virtual CPUs (default 1)")
 	fl.StringVarP(&f.memory, "memory", "m", "", "memory, such as 512 (MiB) or 2g (default 512)")
 	fl.StringVar(&f.disk, "disk", "", "size of the writable disk, such as 20g (default 5g)")
-	fl.DurationVar(&f.idle, "idle", 0, "destroy after this time of inactivity (default never)")
+	fl.DurationVar(&f.idle, "idle", 0, "time of inactivity after which --on-timeout is done (default never)")
+	fl.StringVar(&f.then, "on-timeout", "", "what is done after --idle: destroy, pause or hibernate (default destroy)")
+	fl.BoolVar(&f.auto, "auto-resume", false, "resume it when it is used while paused or hibernated")
 	fl.BoolVar(&f.cold, "cold", false, "boot it, also where a warm template could be copied")
 	fl.StringVar(&f.user, "default-user", "", "user of commands that name none")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment `KEY=VALUE` of every command; KEY alone takes the caller's")
@@ -59,6 +63,10 @@ func (f *createFlags) request(template string, getenv func(string) string) (*hos
 	if err != nil {
 		return nil, err
 	}
+	then, err := f.onTimeout()
+	if err != nil {
+		return nil, err
+	}
 	mode, ok := map[string]hostagentv1.NetworkPolicy_Mode{
 		"internet": hostagentv1.NetworkPolicy_MODE_INTERNET,
 		"none":     hostagentv1.NetworkPolicy_MODE_NONE,
@@ -71,8 +79,25 @@ func (f *createFlags) request(template string, getenv func(string) string) (*hos
 		Template: template, SandboxId: f.id, Vcpus: f.vcpus, MemoryMb: memory, DiskSizeMb: disk,
 		TimeoutSec: int32((f.idle + time.Second - 1) / time.Second), DefaultUser: f.user, DefaultEnv: env, Labels: labels,
 		Network:   &hostagentv1.NetworkPolicy{Mode: mode, Allow: f.allow},
-		ColdStart: f.cold,
+		ColdStart: f.cold, OnTimeout: then, AutoResume: f.auto,
 	}, nil
+}
+
+func (f *createFlags) onTimeout() (hostagentv1.OnTimeout, error) {
+	if f.then != "" && f.idle <= 0 {
+		return 0, fmt.Errorf("--on-timeout %s: say after which time of inactivity, with --idle", f.then)
+	}
+	switch f.then {
+	case "":
+		return hostagentv1.OnTimeout_ON_TIMEOUT_UNSPECIFIED, nil
+	case "destroy":
+		return hostagentv1.OnTimeout_ON_TIMEOUT_DESTROY, nil
+	case "pause":
+		return hostagentv1.OnTimeout_ON_TIMEOUT_PAUSE, nil
+	case "hibernate":
+		return hostagentv1.OnTimeout_ON_TIMEOUT_HIBERNATE, nil
+	}
+	return 0, fmt.Errorf("--on-timeout %q: want destroy, pause or hibernate", f.then)
 }
 
 // megabytes reads a size: a number of MiB, or one with the unit m, g or t.

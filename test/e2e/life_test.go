@@ -30,6 +30,8 @@ type record struct {
 	Boots    int    `json:"boots"`
 	BootID   string `json:"boot_id"`
 	Snapshot string `json:"snapshot_id"`
+	Then     string `json:"on_timeout"`
+	Auto     bool   `json:"auto_resume"`
 }
 
 func inspect(t *testing.T, d *harness.Daemon, id string) record {

@@ -26,6 +26,66 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// OnTimeout is what is done with a sandbox at the end of its inactivity.
+type OnTimeout int32
+
+const (
+	// Same as destroy; of a sandbox without timeout_sec: nothing.
+	OnTimeout_ON_TIMEOUT_UNSPECIFIED OnTimeout = 0
+	// It is destroyed, paused ones too. Hibernated, stopped and failed ones stay.
+	OnTimeout_ON_TIMEOUT_DESTROY OnTimeout = 1
+	// It is paused. Paused by this or by a caller, it stays until it is resumed
+	// or destroyed, and keeps its memory.
+	OnTimeout_ON_TIMEOUT_PAUSE OnTimeout = 2
+	// It is hibernated, also when it is paused, and stays so until it is resumed
+	// or destroyed. Where that fails, on a full disk for one, it goes on and is
+	// tried again later. A host whose VMM can't do it answers unimplemented.
+	OnTimeout_ON_TIMEOUT_HIBERNATE OnTimeout = 3
+)
+
+// Enum value maps for OnTimeout.
+var (
+	OnTimeout_name = map[int32]string{
+		0: "ON_TIMEOUT_UNSPECIFIED",
+		1: "ON_TIMEOUT_DESTROY",
+		2: "ON_TIMEOUT_PAUSE",
+		3: "ON_TIMEOUT_HIBERNATE",
+	}
+	OnTimeout_value = map[string]int32{
+		"ON_TIMEOUT_UNSPECIFIED": 0,
+		"ON_TIMEOUT_DESTROY":     1,
+		"ON_TIMEOUT_PAUSE":       2,
+		"ON_TIMEOUT_HIBERNATE":   3,
+	}
+)
+
+func (x OnTimeout) Enum() *OnTimeout {
+	p := new(OnTimeout)
+	*p = x
+	return p
+}
+
+func (x OnTimeout) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OnTimeout) Descriptor() protoreflect.EnumDescriptor {
+	return file_hostagent_v1_hostagent_proto_enumTypes[0].Descriptor()
+}
+
+func (OnTimeout) Type() protoreflect.EnumType {
+	return &file_hostagent_v1_hostagent_proto_enumTypes[0]
+}
+
+func (x OnTimeout) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OnTimeout.Descriptor instead.
+func (OnTimeout) EnumDescriptor() ([]byte, []int) {
+	return file_hostagent_v1_hostagent_proto_rawDescGZIP(), []int{0}
+}
+
 // Mode is the rule for outgoing connections.
 type NetworkPolicy_Mode int32
 
@@ -67,11 +127,11 @@ func (x NetworkPolicy_Mode) String() string {
 }
 
 func (NetworkPolicy_Mode) Descriptor() protoreflect.EnumDescriptor {
-	return file_hostagent_v1_hostagent_proto_enumTypes[0].Descriptor()
+	return file_hostagent_v1_hostagent_proto_enumTypes[1].Descriptor()
 }
 
 func (NetworkPolicy_Mode) Type() protoreflect.EnumType {
-	return &file_hostagent_v1_hostagent_proto_enumTypes[0]
+	return &file_hostagent_v1_hostagent_proto_enumTypes[1]
 }
 
 func (x NetworkPolicy_Mode) Number() protoreflect.EnumNumber {
@@ -91,7 +151,7 @@ type CreateSandboxRequest struct {
 	Vcpus int32 `protobuf:"varint,2,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
 	// Memory in MiB. Default (0): the template's, or 512.
 	MemoryMb int32 `protobuf:"varint,3,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
-	// Seconds of inactivity after which the sandbox is destroyed. 0: never.
+	// Seconds of inactivity after which on_timeout is done. 0: never.
 	TimeoutSec int32 `protobuf:"varint,4,opt,name=timeout_sec,json=timeoutSec,proto3" json:"timeout_sec,omitempty"`
 	// Id chosen by the caller. Repeating a create with the same id and the same
 	// request returns the same sandbox; with another request it is
@@ -111,7 +171,16 @@ type CreateSandboxRequest struct {
 	// not the host, no private range, no metadata address.
 	Network *NetworkPolicy `protobuf:"bytes,21,opt,name=network,proto3" json:"network,omitempty"`
 	// Boot it, also where a warm template of this shape could be copied.
-	ColdStart     bool `protobuf:"varint,22,opt,name=cold_start,json=coldStart,proto3" json:"cold_start,omitempty"`
+	ColdStart bool `protobuf:"varint,22,opt,name=cold_start,json=coldStart,proto3" json:"cold_start,omitempty"`
+	// What is done after timeout_sec of inactivity, without which there is none.
+	// Default: destroy.
+	OnTimeout OnTimeout `protobuf:"varint,23,opt,name=on_timeout,json=onTimeout,proto3,enum=hostagent.v1.OnTimeout" json:"on_timeout,omitempty"`
+	// Resume the sandbox when it is paused or hibernated, by whomever, and
+	// somebody uses it: exec, files, terminals, ports. The use waits for that, and
+	// fails as it does: resource_exhausted when the host has no memory for it.
+	// KeepAlive, and what only looks (list, inspect, stats, logs, wait), resumes
+	// nothing.
+	AutoResume    bool `protobuf:"varint,24,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -219,6 +288,20 @@ func (x *CreateSandboxRequest) GetNetwork() *NetworkPolicy {
 func (x *CreateSandboxRequest) GetColdStart() bool {
 	if x != nil {
 		return x.ColdStart
+	}
+	return false
+}
+
+func (x *CreateSandboxRequest) GetOnTimeout() OnTimeout {
+	if x != nil {
+		return x.OnTimeout
+	}
+	return OnTimeout_ON_TIMEOUT_UNSPECIFIED
+}
+
+func (x *CreateSandboxRequest) GetAutoResume() bool {
+	if x != nil {
+		return x.AutoResume
 	}
 	return false
 }
@@ -1081,7 +1164,7 @@ var File_hostagent_v1_hostagent_proto protoreflect.FileDescriptor
 
 const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\n" +
-	"\x1chostagent/v1/hostagent.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\xb9\b\n" +
+	"\x1chostagent/v1/hostagent.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\x9c\t\n" +
 	"\x14CreateSandboxRequest\x12?\n" +
 	"\btemplate\x18\x01 \x01(\tB#\xbaH r\x1e\x18\x80\x012\x19^([a-z0-9][a-z0-9._-]*)?$R\btemplate\x12\x1f\n" +
 	"\x05vcpus\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18@(\x00R\x05vcpus\x12\x91\x01\n" +
@@ -1101,7 +1184,11 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\x06labels\x18\x14 \x03(\v2..hostagent.v1.CreateSandboxRequest.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\bR\x06labels\x125\n" +
 	"\anetwork\x18\x15 \x01(\v2\x1b.hostagent.v1.NetworkPolicyR\anetwork\x12\x1d\n" +
 	"\n" +
-	"cold_start\x18\x16 \x01(\bR\tcoldStart\x1a=\n" +
+	"cold_start\x18\x16 \x01(\bR\tcoldStart\x12@\n" +
+	"\n" +
+	"on_timeout\x18\x17 \x01(\x0e2\x17.hostagent.v1.OnTimeoutB\b\xbaH\x05\x82\x01\x02\x10\x01R\tonTimeout\x12\x1f\n" +
+	"\vauto_resume\x18\x18 \x01(\bR\n" +
+	"autoResume\x1a=\n" +
 	"\x0fDefaultEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -1186,7 +1273,12 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\x06labels\x18\x16 \x03(\v2%.hostagent.v1.SandboxInfo.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\x93\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*o\n" +
+	"\tOnTimeout\x12\x1a\n" +
+	"\x16ON_TIMEOUT_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12ON_TIMEOUT_DESTROY\x10\x01\x12\x14\n" +
+	"\x10ON_TIMEOUT_PAUSE\x10\x02\x12\x18\n" +
+	"\x14ON_TIMEOUT_HIBERNATE\x10\x032\x93\x04\n" +
 	"\x10HostAgentService\x12X\n" +
 	"\rCreateSandbox\x12\".hostagent.v1.CreateSandboxRequest\x1a#.hostagent.v1.CreateSandboxResponse\x12[\n" +
 	"\x0eDestroySandbox\x12#.hostagent.v1.DestroySandboxRequest\x1a$.hostagent.v1.DestroySandboxResponse\x12U\n" +
@@ -1207,56 +1299,58 @@ func file_hostagent_v1_hostagent_proto_rawDescGZIP() []byte {
 	return file_hostagent_v1_hostagent_proto_rawDescData
 }
 
-var file_hostagent_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_hostagent_v1_hostagent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_hostagent_v1_hostagent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_hostagent_v1_hostagent_proto_goTypes = []any{
-	(NetworkPolicy_Mode)(0),        // 0: hostagent.v1.NetworkPolicy.Mode
-	(*CreateSandboxRequest)(nil),   // 1: hostagent.v1.CreateSandboxRequest
-	(*NetworkPolicy)(nil),          // 2: hostagent.v1.NetworkPolicy
-	(*CreateSandboxResponse)(nil),  // 3: hostagent.v1.CreateSandboxResponse
-	(*StageTime)(nil),              // 4: hostagent.v1.StageTime
-	(*DestroySandboxRequest)(nil),  // 5: hostagent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil), // 6: hostagent.v1.DestroySandboxResponse
-	(*PauseSandboxRequest)(nil),    // 7: hostagent.v1.PauseSandboxRequest
-	(*PauseSandboxResponse)(nil),   // 8: hostagent.v1.PauseSandboxResponse
-	(*ResumeSandboxRequest)(nil),   // 9: hostagent.v1.ResumeSandboxRequest
-	(*ResumeSandboxResponse)(nil),  // 10: hostagent.v1.ResumeSandboxResponse
-	(*ExecRequest)(nil),            // 11: hostagent.v1.ExecRequest
-	(*ExecResponse)(nil),           // 12: hostagent.v1.ExecResponse
-	(*ListSandboxesRequest)(nil),   // 13: hostagent.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),  // 14: hostagent.v1.ListSandboxesResponse
-	(*SandboxInfo)(nil),            // 15: hostagent.v1.SandboxInfo
-	nil,                            // 16: hostagent.v1.CreateSandboxRequest.DefaultEnvEntry
-	nil,                            // 17: hostagent.v1.CreateSandboxRequest.LabelsEntry
-	nil,                            // 18: hostagent.v1.ExecRequest.EnvsEntry
-	nil,                            // 19: hostagent.v1.SandboxInfo.LabelsEntry
+	(OnTimeout)(0),                 // 0: hostagent.v1.OnTimeout
+	(NetworkPolicy_Mode)(0),        // 1: hostagent.v1.NetworkPolicy.Mode
+	(*CreateSandboxRequest)(nil),   // 2: hostagent.v1.CreateSandboxRequest
+	(*NetworkPolicy)(nil),          // 3: hostagent.v1.NetworkPolicy
+	(*CreateSandboxResponse)(nil),  // 4: hostagent.v1.CreateSandboxResponse
+	(*StageTime)(nil),              // 5: hostagent.v1.StageTime
+	(*DestroySandboxRequest)(nil),  // 6: hostagent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil), // 7: hostagent.v1.DestroySandboxResponse
+	(*PauseSandboxRequest)(nil),    // 8: hostagent.v1.PauseSandboxRequest
+	(*PauseSandboxResponse)(nil),   // 9: hostagent.v1.PauseSandboxResponse
+	(*ResumeSandboxRequest)(nil),   // 10: hostagent.v1.ResumeSandboxRequest
+	(*ResumeSandboxResponse)(nil),  // 11: hostagent.v1.ResumeSandboxResponse
+	(*ExecRequest)(nil),            // 12: hostagent.v1.ExecRequest
+	(*ExecResponse)(nil),           // 13: hostagent.v1.ExecResponse
+	(*ListSandboxesRequest)(nil),   // 14: hostagent.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),  // 15: hostagent.v1.ListSandboxesResponse
+	(*SandboxInfo)(nil),            // 16: hostagent.v1.SandboxInfo
+	nil,                            // 17: hostagent.v1.CreateSandboxRequest.DefaultEnvEntry
+	nil,                            // 18: hostagent.v1.CreateSandboxRequest.LabelsEntry
+	nil,                            // 19: hostagent.v1.ExecRequest.EnvsEntry
+	nil,                            // 20: hostagent.v1.SandboxInfo.LabelsEntry
 }
 var file_hostagent_v1_hostagent_proto_depIdxs = []int32{
-	16, // 0: hostagent.v1.CreateSandboxRequest.default_env:type_name -> hostagent.v1.CreateSandboxRequest.DefaultEnvEntry
-	17, // 1: hostagent.v1.CreateSandboxRequest.labels:type_name -> hostagent.v1.CreateSandboxRequest.LabelsEntry
-	2,  // 2: hostagent.v1.CreateSandboxRequest.network:type_name -> hostagent.v1.NetworkPolicy
-	0,  // 3: hostagent.v1.NetworkPolicy.mode:type_name -> hostagent.v1.NetworkPolicy.Mode
-	4,  // 4: hostagent.v1.CreateSandboxResponse.stages:type_name -> hostagent.v1.StageTime
-	18, // 5: hostagent.v1.ExecRequest.envs:type_name -> hostagent.v1.ExecRequest.EnvsEntry
-	15, // 6: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
-	19, // 7: hostagent.v1.SandboxInfo.labels:type_name -> hostagent.v1.SandboxInfo.LabelsEntry
-	1,  // 8: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
-	5,  // 9: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
-	7,  // 10: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
-	9,  // 11: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
-	11, // 12: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
-	13, // 13: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
-	3,  // 14: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
-	6,  // 15: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
-	8,  // 16: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
-	10, // 17: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
-	12, // 18: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
-	14, // 19: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
-	14, // [14:20] is the sub-list for method output_type
-	8,  // [8:14] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	17, // 0: hostagent.v1.CreateSandboxRequest.default_env:type_name -> hostagent.v1.CreateSandboxRequest.DefaultEnvEntry
+	18, // 1: hostagent.v1.CreateSandboxRequest.labels:type_name -> hostagent.v1.CreateSandboxRequest.LabelsEntry
+	3,  // 2: hostagent.v1.CreateSandboxRequest.network:type_name -> hostagent.v1.NetworkPolicy
+	0,  // 3: hostagent.v1.CreateSandboxRequest.on_timeout:type_name -> hostagent.v1.OnTimeout
+	1,  // 4: hostagent.v1.NetworkPolicy.mode:type_name -> hostagent.v1.NetworkPolicy.Mode
+	5,  // 5: hostagent.v1.CreateSandboxResponse.stages:type_name -> hostagent.v1.StageTime
+	19, // 6: hostagent.v1.ExecRequest.envs:type_name -> hostagent.v1.ExecRequest.EnvsEntry
+	16, // 7: hostagent.v1.ListSandboxesResponse.sandboxes:type_name -> hostagent.v1.SandboxInfo
+	20, // 8: hostagent.v1.SandboxInfo.labels:type_name -> hostagent.v1.SandboxInfo.LabelsEntry
+	2,  // 9: hostagent.v1.HostAgentService.CreateSandbox:input_type -> hostagent.v1.CreateSandboxRequest
+	6,  // 10: hostagent.v1.HostAgentService.DestroySandbox:input_type -> hostagent.v1.DestroySandboxRequest
+	8,  // 11: hostagent.v1.HostAgentService.PauseSandbox:input_type -> hostagent.v1.PauseSandboxRequest
+	10, // 12: hostagent.v1.HostAgentService.ResumeSandbox:input_type -> hostagent.v1.ResumeSandboxRequest
+	12, // 13: hostagent.v1.HostAgentService.Exec:input_type -> hostagent.v1.ExecRequest
+	14, // 14: hostagent.v1.HostAgentService.ListSandboxes:input_type -> hostagent.v1.ListSandboxesRequest
+	4,  // 15: hostagent.v1.HostAgentService.CreateSandbox:output_type -> hostagent.v1.CreateSandboxResponse
+	7,  // 16: hostagent.v1.HostAgentService.DestroySandbox:output_type -> hostagent.v1.DestroySandboxResponse
+	9,  // 17: hostagent.v1.HostAgentService.PauseSandbox:output_type -> hostagent.v1.PauseSandboxResponse
+	11, // 18: hostagent.v1.HostAgentService.ResumeSandbox:output_type -> hostagent.v1.ResumeSandboxResponse
+	13, // 19: hostagent.v1.HostAgentService.Exec:output_type -> hostagent.v1.ExecResponse
+	15, // 20: hostagent.v1.HostAgentService.ListSandboxes:output_type -> hostagent.v1.ListSandboxesResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_hostagent_v1_hostagent_proto_init() }
@@ -1269,7 +1363,7 @@ func file_hostagent_v1_hostagent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hostagent_v1_hostagent_proto_rawDesc), len(file_hostagent_v1_hostagent_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,

@@ -198,6 +198,9 @@ type SandboxRecord struct {
 	// The snapshot that it was made from: its machine, or with cold_start its
 	// disk. Empty: it booted from a template.
 	SnapshotId string `protobuf:"bytes,19,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// Unspecified: it has no timeout_sec.
+	OnTimeout  OnTimeout `protobuf:"varint,20,opt,name=on_timeout,json=onTimeout,proto3,enum=hostagent.v1.OnTimeout" json:"on_timeout,omitempty"`
+	AutoResume bool      `protobuf:"varint,21,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
 	// The sandbox that it was forked from.
 	ParentSandboxId string `protobuf:"bytes,22,opt,name=parent_sandbox_id,json=parentSandboxId,proto3" json:"parent_sandbox_id,omitempty"`
 	unknownFields   protoimpl.UnknownFields
@@ -365,6 +368,20 @@ func (x *SandboxRecord) GetSnapshotId() string {
 		return x.SnapshotId
 	}
 	return ""
+}
+
+func (x *SandboxRecord) GetOnTimeout() OnTimeout {
+	if x != nil {
+		return x.OnTimeout
+	}
+	return OnTimeout_ON_TIMEOUT_UNSPECIFIED
+}
+
+func (x *SandboxRecord) GetAutoResume() bool {
+	if x != nil {
+		return x.AutoResume
+	}
+	return false
 }
 
 func (x *SandboxRecord) GetParentSandboxId() string {
@@ -1126,7 +1143,7 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB+\xbaH(r&\x10\x01\x18(2 ^[a-z0-9]([a-z0-9-]*[a-z0-9-])?$R\tsandboxId\"O\n" +
 	"\x16InspectSandboxResponse\x125\n" +
-	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\x85\x06\n" +
+	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\xde\x06\n" +
 	"\rSandboxRecord\x12-\n" +
 	"\x04info\x18\x01 \x01(\v2\x19.hostagent.v1.SandboxInfoR\x04info\x126\n" +
 	"\x03env\x18\x02 \x03(\v2$.hostagent.v1.SandboxRecord.EnvEntryR\x03env\x12!\n" +
@@ -1149,7 +1166,11 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\rcreate_stages\x18\x11 \x03(\v2\x17.hostagent.v1.StageTimeR\fcreateStages\x12\"\n" +
 	"\rchanged_at_ms\x18\x12 \x01(\x03R\vchangedAtMs\x12\x1f\n" +
 	"\vsnapshot_id\x18\x13 \x01(\tR\n" +
-	"snapshotId\x12*\n" +
+	"snapshotId\x126\n" +
+	"\n" +
+	"on_timeout\x18\x14 \x01(\x0e2\x17.hostagent.v1.OnTimeoutR\tonTimeout\x12\x1f\n" +
+	"\vauto_resume\x18\x15 \x01(\bR\n" +
+	"autoResume\x12*\n" +
 	"\x11parent_sandbox_id\x18\x16 \x01(\tR\x0fparentSandboxId\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -1260,6 +1281,7 @@ var file_hostagent_v1_sandbox_proto_goTypes = []any{
 	(*SandboxInfo)(nil),              // 18: hostagent.v1.SandboxInfo
 	(*NetworkPolicy)(nil),            // 19: hostagent.v1.NetworkPolicy
 	(*StageTime)(nil),                // 20: hostagent.v1.StageTime
+	(OnTimeout)(0),                   // 21: hostagent.v1.OnTimeout
 }
 var file_hostagent_v1_sandbox_proto_depIdxs = []int32{
 	3,  // 0: hostagent.v1.InspectSandboxResponse.sandbox:type_name -> hostagent.v1.SandboxRecord
@@ -1267,27 +1289,28 @@ var file_hostagent_v1_sandbox_proto_depIdxs = []int32{
 	17, // 2: hostagent.v1.SandboxRecord.env:type_name -> hostagent.v1.SandboxRecord.EnvEntry
 	19, // 3: hostagent.v1.SandboxRecord.network:type_name -> hostagent.v1.NetworkPolicy
 	20, // 4: hostagent.v1.SandboxRecord.create_stages:type_name -> hostagent.v1.StageTime
-	12, // 5: hostagent.v1.WatchEventsResponse.event:type_name -> hostagent.v1.SandboxEvent
-	0,  // 6: hostagent.v1.ReadLogsRequest.source:type_name -> hostagent.v1.ReadLogsRequest.Source
-	1,  // 7: hostagent.v1.SandboxService.InspectSandbox:input_type -> hostagent.v1.InspectSandboxRequest
-	4,  // 8: hostagent.v1.SandboxService.KeepAlive:input_type -> hostagent.v1.KeepAliveRequest
-	6,  // 9: hostagent.v1.SandboxService.HibernateSandbox:input_type -> hostagent.v1.HibernateSandboxRequest
-	8,  // 10: hostagent.v1.SandboxService.WaitSandbox:input_type -> hostagent.v1.WaitSandboxRequest
-	10, // 11: hostagent.v1.SandboxService.WatchEvents:input_type -> hostagent.v1.WatchEventsRequest
-	13, // 12: hostagent.v1.SandboxService.ReadLogs:input_type -> hostagent.v1.ReadLogsRequest
-	15, // 13: hostagent.v1.SandboxService.GetStats:input_type -> hostagent.v1.GetStatsRequest
-	2,  // 14: hostagent.v1.SandboxService.InspectSandbox:output_type -> hostagent.v1.InspectSandboxResponse
-	5,  // 15: hostagent.v1.SandboxService.KeepAlive:output_type -> hostagent.v1.KeepAliveResponse
-	7,  // 16: hostagent.v1.SandboxService.HibernateSandbox:output_type -> hostagent.v1.HibernateSandboxResponse
-	9,  // 17: hostagent.v1.SandboxService.WaitSandbox:output_type -> hostagent.v1.WaitSandboxResponse
-	11, // 18: hostagent.v1.SandboxService.WatchEvents:output_type -> hostagent.v1.WatchEventsResponse
-	14, // 19: hostagent.v1.SandboxService.ReadLogs:output_type -> hostagent.v1.ReadLogsResponse
-	16, // 20: hostagent.v1.SandboxService.GetStats:output_type -> hostagent.v1.GetStatsResponse
-	14, // [14:21] is the sub-list for method output_type
-	7,  // [7:14] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	21, // 5: hostagent.v1.SandboxRecord.on_timeout:type_name -> hostagent.v1.OnTimeout
+	12, // 6: hostagent.v1.WatchEventsResponse.event:type_name -> hostagent.v1.SandboxEvent
+	0,  // 7: hostagent.v1.ReadLogsRequest.source:type_name -> hostagent.v1.ReadLogsRequest.Source
+	1,  // 8: hostagent.v1.SandboxService.InspectSandbox:input_type -> hostagent.v1.InspectSandboxRequest
+	4,  // 9: hostagent.v1.SandboxService.KeepAlive:input_type -> hostagent.v1.KeepAliveRequest
+	6,  // 10: hostagent.v1.SandboxService.HibernateSandbox:input_type -> hostagent.v1.HibernateSandboxRequest
+	8,  // 11: hostagent.v1.SandboxService.WaitSandbox:input_type -> hostagent.v1.WaitSandboxRequest
+	10, // 12: hostagent.v1.SandboxService.WatchEvents:input_type -> hostagent.v1.WatchEventsRequest
+	13, // 13: hostagent.v1.SandboxService.ReadLogs:input_type -> hostagent.v1.ReadLogsRequest
+	15, // 14: hostagent.v1.SandboxService.GetStats:input_type -> hostagent.v1.GetStatsRequest
+	2,  // 15: hostagent.v1.SandboxService.InspectSandbox:output_type -> hostagent.v1.InspectSandboxResponse
+	5,  // 16: hostagent.v1.SandboxService.KeepAlive:output_type -> hostagent.v1.KeepAliveResponse
+	7,  // 17: hostagent.v1.SandboxService.HibernateSandbox:output_type -> hostagent.v1.HibernateSandboxResponse
+	9,  // 18: hostagent.v1.SandboxService.WaitSandbox:output_type -> hostagent.v1.WaitSandboxResponse
+	11, // 19: hostagent.v1.SandboxService.WatchEvents:output_type -> hostagent.v1.WatchEventsResponse
+	14, // 20: hostagent.v1.SandboxService.ReadLogs:output_type -> hostagent.v1.ReadLogsResponse
+	16, // 21: hostagent.v1.SandboxService.GetStats:output_type -> hostagent.v1.GetStatsResponse
+	15, // [15:22] is the sub-list for method output_type
+	8,  // [8:15] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_hostagent_v1_sandbox_proto_init() }

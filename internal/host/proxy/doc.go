@@ -36,7 +36,8 @@
 // in guests are reached through CONNECT.
 //
 // A sandbox counts as active from the arrival of a request until its answer,
-// stream, upgraded connection or tunnel has ended. Nothing ends an idle one.
+// stream, upgraded connection or tunnel has ended. Nothing ends an idle one. A
+// request to one that sleeps waits for its resume, where its spec has one.
 // Over HTTP/1.1 tunnels keep half-closes of both sides apart. Over HTTP/2 the
 // guest's ends the tunnel: net/http can end a stream only as a whole.
 //

@@ -40,11 +40,11 @@ func (p *Proxy) failureOf(err error) Failure {
 	switch fault.Of(err) {
 	case fault.NotFound:
 		return NotFound
-	case fault.Precondition:
+	case fault.Precondition, fault.Exhausted: // it sleeps, and there is no room to wake it
 		return NotRunning
 	case fault.Unavailable, fault.Internal, fault.Deadline:
 		return Unreachable
-	case fault.Invalid, fault.Exists, fault.Exhausted, fault.Denied, fault.Unauthenticated, fault.Canceled, fault.Unimplemented:
+	case fault.Invalid, fault.Exists, fault.Denied, fault.Unauthenticated, fault.Canceled, fault.Unimplemented:
 		return ""
 	}
 	return ""

@@ -21,6 +21,7 @@ func TestFailures(t *testing.T) {
 		"sandbox gone":           {func(w *world) { w.set(sandbox.Gone) }, 404, NotFound},
 		"paused":                 {func(w *world) { w.set(sandbox.Paused) }, 400, NotRunning},
 		"guest can't be reached": {func(w *world) { w.useErr = fault.New(fault.Unavailable, "no link") }, 503, Unreachable},
+		"no room to wake it":     {func(w *world) { w.useErr = fault.New(fault.Exhausted, "no memory") }, 429, NotRunning},
 		"port closed":            {func(*world) {}, 503, PortClosed},
 		"port unreachable": {func(w *world) {
 			w.guest.dialErr = fault.As(fault.Unavailable, &link.StatusError{Status: link.StatusUnreachable})

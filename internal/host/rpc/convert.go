@@ -36,18 +36,50 @@ func specOf(m *hostagentv1.CreateSandboxRequest) (id sandbox.ID, spec sandbox.Sp
 	if err != nil {
 		return "", spec, err
 	}
+	onTimeout, err := onTimeoutOf(m.GetOnTimeout())
+	if err != nil {
+		return "", spec, err
+	}
 	return id, sandbox.Spec{
 		Template:    m.GetTemplate(),
 		VCPUs:       int(m.GetVcpus()),
 		MemoryMB:    int(m.GetMemoryMb()),
 		DiskMB:      int(m.GetDiskSizeMb()),
 		Timeout:     time.Duration(m.GetTimeoutSec()) * time.Second,
+		OnTimeout:   onTimeout,
+		AutoResume:  m.GetAutoResume(),
 		DefaultUser: m.GetDefaultUser(),
 		DefaultEnv:  m.GetDefaultEnv(),
 		Labels:      m.GetLabels(),
 		Network:     policy,
 		ColdStart:   m.GetColdStart(),
 	}, nil
+}
+
+func onTimeoutOf(m hostagentv1.OnTimeout) (sandbox.OnTimeout, error) {
+	switch m {
+	case hostagentv1.OnTimeout_ON_TIMEOUT_UNSPECIFIED:
+		return "", nil
+	case hostagentv1.OnTimeout_ON_TIMEOUT_DESTROY:
+		return sandbox.DestroyOnTimeout, nil
+	case hostagentv1.OnTimeout_ON_TIMEOUT_PAUSE:
+		return sandbox.PauseOnTimeout, nil
+	case hostagentv1.OnTimeout_ON_TIMEOUT_HIBERNATE:
+		return sandbox.HibernateOnTimeout, nil
+	}
+	return "", fault.BadField("on_timeout", "%d is no way to end inactivity", m)
+}
+
+func onTimeoutTo(o sandbox.OnTimeout) hostagentv1.OnTimeout {
+	switch o {
+	case sandbox.DestroyOnTimeout:
+		return hostagentv1.OnTimeout_ON_TIMEOUT_DESTROY
+	case sandbox.PauseOnTimeout:
+		return hostagentv1.OnTimeout_ON_TIMEOUT_PAUSE
+	case sandbox.HibernateOnTimeout:
+		return hostagentv1.OnTimeout_ON_TIMEOUT_HIBERNATE
+	}
+	return hostagentv1.OnTimeout_ON_TIMEOUT_UNSPECIFIED
 }
 
 func policyOf(m *hostagentv1.NetworkPolicy) (sandbox.Policy, error) {
@@ -184,6 +216,8 @@ func recordOf(v lifecycle.View, now time.Time) *hostagentv1.SandboxRecord {
 		Boots:           int32(v.Boots),
 		InFlight:        int32(v.InFlight),
 		CreateStages:    stagesOf(v.Stages),
+		OnTimeout:       onTimeoutTo(v.Spec.OnTimeout),
+		AutoResume:      v.Spec.AutoResume,
 	}
 	if !v.ChangedAt.IsZero() {
 		m.ChangedAtMs = v.ChangedAt.UnixMilli()

@@ -235,10 +235,11 @@ func TestFieldsAreNamed(t *testing.T) {
 
 func TestCreateConverts(t *testing.T) {
 	w := newWorld(t)
-	w.curl(t, "HostAgentService/CreateSandbox", `{"sandboxId":"b","template":"t","vcpus":2,"memoryMb":256,"diskSizeMb":100,"timeoutSec":5,
+	w.curl(t, "HostAgentService/CreateSandbox", `{"sandboxId":"b","template":"t","vcpus":2,"memoryMb":256,"diskSizeMb":100,"timeoutSec":5,"onTimeout":"ON_TIMEOUT_PAUSE","autoResume":true,
 		"defaultUser":"u","defaultEnv":{"B":"own"},"labels":{"k":"v"},"network":{"mode":"MODE_ALLOW","allow":["192.0.2.7","10.0.0.0/8"]}}`)
 	want := []sandbox.Spec{{
 		Template: "t", VCPUs: 2, MemoryMB: 256, DiskMB: 100, Timeout: 5 * time.Second, DefaultUser: "u",
+		OnTimeout: sandbox.PauseOnTimeout, AutoResume: true,
 		DefaultEnv: map[string]string{"B": "own"}, Labels: map[string]string{"k": "v"},
 		Network: sandbox.Policy{Mode: sandbox.ModeAllow, Allow: []string{"192.0.2.7/32", "10.0.0.0/8"}},
 	}}
@@ -250,12 +251,30 @@ func TestCreateConverts(t *testing.T) {
 	if diff := cmp.Diff(map[string]any{"A": "template", "B": "own"}, record["env"]); diff != "" {
 		t.Errorf("env (-want +got):\n%s", diff)
 	}
+	if record["onTimeout"] != "ON_TIMEOUT_PAUSE" || record["autoResume"] != true {
+		t.Errorf("on timeout %v, auto resume %v", record["onTimeout"], record["autoResume"])
+	}
 	if record["defaultUser"] != "u" || record["network"].(map[string]any)["mode"] != "MODE_ALLOW" {
 		t.Errorf("record %v", record)
 	}
 	w.curl(t, "HostAgentService/CreateSandbox", `{}`)
 	if diff := cmp.Diff(sandbox.Spec{Network: sandbox.Policy{Mode: sandbox.ModeInternet}}, w.specs[1]); diff != "" {
 		t.Errorf("zero values must stay for the template's defaults (-want +got):\n%s", diff)
+	}
+}
+
+// TestOnTimeoutConverts goes there and back with every value of the API.
+func TestOnTimeoutConverts(t *testing.T) {
+	want := map[string]sandbox.OnTimeout{"UNSPECIFIED": "", "DESTROY": "destroy", "PAUSE": "pause", "HIBERNATE": "hibernate"}
+	for n, name := range hostagentv1.OnTimeout_name {
+		short := strings.TrimPrefix(name, "ON_TIMEOUT_")
+		got, err := onTimeoutOf(hostagentv1.OnTimeout(n))
+		if w, known := want[short]; err != nil || !known || got != w || onTimeoutTo(got) != hostagentv1.OnTimeout(n) {
+			t.Errorf("%s is %q (%v), and that is %s", name, got, err, onTimeoutTo(got))
+		}
+	}
+	if _, err := onTimeoutOf(99); !fault.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), "on_timeout: ") {
+		t.Errorf("99: %v", err)
 	}
 }
 
