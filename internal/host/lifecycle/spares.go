@@ -157,7 +157,7 @@ func (s *spares) plan(from *still) (*boot, sandbox.Record, error) {
 		return nil, sandbox.Record{}, err
 	}
 	spec := bareSpec(shape, sparePurpose)
-	spec.Timeout = spareTime
+	spec.Timeout, spec.OnTimeout = spareTime, sandbox.DestroyOnTimeout
 	o := &boot{op: "spare", image: src.image, release: src.release, still: from, onlyCopy: true}
 	if o.kernel, err = s.m.kernelOf(from.snap.Fits.KernelID); err != nil {
 		src.release()

@@ -34,6 +34,9 @@ func TestSpares(t *testing.T) {
 		t.Errorf("a spare is listed: %v", list)
 	}
 	w.checkWhole(t, h.views())
+	if v := h.views()[0]; v.State != sandbox.Paused || v.Spec.Timeout != spareTime || v.Spec.OnTimeout != sandbox.DestroyOnTimeout {
+		t.Errorf("the spare: %+v", v)
+	}
 	told := len(w.told())
 	spec := plain
 	spec.Labels, spec.DefaultEnv, spec.Timeout = map[string]string{"a": "b"}, map[string]string{"E": "1"}, 77e9
