@@ -27,6 +27,9 @@ const (
 	// CallQuiesce holds the guest still until it is configured again:
 	// hutch.guest.v1.QuiesceRequest to one QuiesceResponse.
 	CallQuiesce = "quiesce"
+	// CallClock reads the guest's clock, and corrects it:
+	// hutch.guest.v1.ClockRequest to one ClockResponse.
+	CallClock = "clock"
 )
 
 // CallFunc answers a call by any number of replies; send waits when the host

@@ -58,6 +58,7 @@ func Serve() error {
 		Open: a.openPort, DialTCP: link.DialLocal, Hello: link.Hello{AgentVersion: version.Version}, Log: log,
 		Calls: map[string]link.CallFunc{
 			link.CallConfigure: rpc.Configure(version.Version, a), link.CallStart: a.start, link.CallQuiesce: rpc.Quiesce(a),
+			link.CallClock: rpc.ReadClock(a.clock),
 		},
 	})
 	if err != nil {

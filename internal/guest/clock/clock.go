@@ -102,7 +102,7 @@ func (c *Clock) Sync(host HostTime) (Result, error) { return c.sync(host, decide
 // and never slews. A time in whole seconds is treated as by Sync.
 func (c *Clock) Force(host HostTime) (Result, error) { return c.sync(host, decideForced) }
 
-func (c *Clock) sync(host HostTime, decide func(guest, host time.Time, exact bool) Result) (Result, error) {
+func (c *Clock) sync(host HostTime, decide func(offset time.Duration, exact bool) Result) (Result, error) {
 	if host.Secs == 0 && host.Nanos == 0 {
 		return Result{Action: None}, nil
 	}
@@ -112,7 +112,32 @@ func (c *Clock) sync(host HostTime, decide func(guest, host time.Time, exact boo
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r := decide(c.kernel.Now(), told, host.Exact)
+	// Wall clock only: a monotonic reading would hide a clock that jumped.
+	return c.act(decide(c.kernel.Now().Round(0).Sub(told.Round(0)), host.Exact))
+}
+
+// Now returns the time that the guest has.
+func (c *Clock) Now() time.Time { return c.kernel.Now() }
+
+// Correct acts on an offset that the host has measured: unlike a time that is
+// told, it does not get old on its way. forced is for a guest in which no
+// program runs, see Force. An offset that leads to a time that no clock can
+// show is Invalid.
+func (c *Clock) Correct(offset time.Duration, forced bool) (Result, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, err := (HostTime{Secs: c.kernel.Now().Add(-offset).Unix()}).time(); err != nil {
+		return Result{Action: None}, err
+	}
+	if forced {
+		return c.act(decideForced(offset, true))
+	}
+	return c.act(decide(offset, true))
+}
+
+// act does what was decided, with the lock held.
+func (c *Clock) act(r Result) (Result, error) {
+	var err error
 	switch r.Action {
 	case None:
 		return r, nil
@@ -145,8 +170,8 @@ func (h HostTime) time() (time.Time, error) {
 }
 
 // decideForced is the rule of Force.
-func decideForced(guest, host time.Time, exact bool) Result {
-	r := decide(guest, host, exact)
+func decideForced(offset time.Duration, exact bool) Result {
+	r := decide(offset, exact)
 	if exact && r.Offset.Abs() >= forceFrom {
 		r.Action = Stepped
 	}
@@ -154,9 +179,7 @@ func decideForced(guest, host time.Time, exact bool) Result {
 }
 
 // decide is the whole rule, see Sync.
-func decide(guest, host time.Time, exact bool) Result {
-	// Wall clock only: a monotonic reading would hide a clock that jumped.
-	offset := guest.Round(0).Sub(host.Round(0))
+func decide(offset time.Duration, exact bool) Result {
 	r := Result{Action: None, Offset: offset}
 	switch d := offset.Abs(); {
 	case !exact:

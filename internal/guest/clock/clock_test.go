@@ -242,3 +242,26 @@ func TestSystemReads(t *testing.T) {
 		t.Errorf("the system clock says %v at %v", now, before)
 	}
 }
+
+func TestCorrect(t *testing.T) {
+	for what, c := range map[string]struct {
+		offset time.Duration
+		forced bool
+		want   Action
+	}{
+		"little": {4 * time.Millisecond, true, None}, "forced": {-6 * time.Millisecond, true, Stepped}, "seen": {-99 * time.Millisecond, false, None},
+		"slewed": {100 * time.Millisecond, false, Slewed}, "stepped": {-time.Hour, false, Stepped},
+	} {
+		k := &pretend{now: time.Unix(second, 0)}
+		r, err := New(k, quiet).Correct(c.offset, c.forced)
+		if err != nil || r.Action != c.want || r.Offset != c.offset {
+			t.Errorf("%s: %+v, %v", what, r, err)
+		}
+		if c.want == Stepped && !k.step[0].Equal(time.Unix(second, 0).Add(-c.offset)) {
+			t.Errorf("%s: stepped to %v", what, k.step[0])
+		}
+	}
+	if _, err := New(&pretend{now: time.Unix(second, 0)}, quiet).Correct(100*365*24*time.Hour, true); !fault.Is(err, fault.Invalid) {
+		t.Errorf("before the first clock: %v", err)
+	}
+}

@@ -243,6 +243,40 @@ func TestConfigure(t *testing.T) {
 	}
 }
 
+// watch is a clock that stands.
+type watch struct {
+	now    time.Time
+	ahead  time.Duration
+	forced bool
+}
+
+func (w *watch) Now() time.Time { return w.now }
+func (w *watch) Correct(ahead time.Duration, forced bool) (clock.Result, error) {
+	w.ahead, w.forced = ahead, forced
+	return clock.Result{}, nil
+}
+
+func TestReadClock(t *testing.T) {
+	w := &watch{now: time.Unix(1_900_000_000, 5)}
+	for _, ask := range []*guestv1.ClockRequest{{}, {AheadNanos: -7, Forced: true}, {AheadNanos: 9}} {
+		b, err := proto.Marshal(ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var res guestv1.ClockResponse
+		if err := ReadClock(w)(testenv.Context(t), b, func(reply []byte) error { return proto.Unmarshal(reply, &res) }); err != nil {
+			t.Fatal(err)
+		}
+		same(t, &guestv1.ClockResponse{UnixNanos: 1_900_000_000_000_000_005}, &res)
+		if w.ahead != time.Duration(ask.GetAheadNanos()) || w.forced != ask.GetForced() {
+			t.Errorf("%v became %v, %v", ask, w.ahead, w.forced)
+		}
+	}
+	if err := ReadClock(w)(testenv.Context(t), []byte{0xff}, nil); !fault.Is(err, fault.Invalid) {
+		t.Errorf("nonsense: %v", err)
+	}
+}
+
 func TestQuiesce(t *testing.T) {
 	g := &guest{quiesced: quiesce.Report{Flush: 1, Freeze: 2 * time.Hour, Sync: 3, Frozen: []string{"hutch", "odd\xff"}}}
 	call := func() (*guestv1.QuiesceResponse, error) {

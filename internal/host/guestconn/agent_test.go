@@ -44,8 +44,7 @@ type agent struct {
 	host    net.Conn // the host's end of the connection that stands
 	inputs  map[string]*input
 	configs []*guestv1.ConfigureRequest
-	pings   []*arcboxv1.AgentPingRequest
-	slow    int // so many pings take long
+	ahead   time.Duration // its clock, of ours
 	hello   link.Hello
 }
 
@@ -67,10 +66,10 @@ func (w wire) Read(p []byte) (int, error) {
 
 func startAgent(t testing.TB) *agent {
 	a := &agent{
-		t: t, wires: make(chan net.Conn), gone: make(chan struct{}), inputs: map[string]*input{},
+		t: t, ahead: time.Hour, wires: make(chan net.Conn), gone: make(chan struct{}), inputs: map[string]*input{},
 		hello: link.Hello{AgentVersion: "v9", Features: []string{"one", "two"}},
 	}
-	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure, link.CallStart: a.start, link.CallQuiesce: a.quiesce}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
+	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure, link.CallStart: a.start, link.CallQuiesce: a.quiesce, link.CallClock: a.readClock}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
 		select {
 		case c := <-a.wires:
 			return wire{c}, nil
@@ -180,17 +179,25 @@ func (a *agent) quiesce(_ context.Context, request []byte, send func([]byte) err
 	return send(b)
 }
 
-func (a *agent) Ping(ctx context.Context, r *connect.Request[arcboxv1.AgentPingRequest]) (*connect.Response[arcboxv1.AgentPingResponse], error) {
+func (a *agent) now() time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.pings = append(a.pings, r.Msg)
-	if len(a.pings) <= a.slow {
-		select { // as an agent that does it for the first time
-		case <-time.After(tellQuick):
-		case <-ctx.Done():
-		}
+	return time.Now().Add(a.ahead)
+}
+
+func (a *agent) readClock(_ context.Context, request []byte, send func([]byte) error) error {
+	var m guestv1.ClockRequest
+	if err := proto.Unmarshal(request, &m); err != nil {
+		return err
 	}
-	return connect.NewResponse(&arcboxv1.AgentPingResponse{}), nil
+	b, err := proto.Marshal(&guestv1.ClockResponse{UnixNanos: a.now().UnixNano()})
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.ahead -= time.Duration(m.GetAheadNanos())
+	a.mu.Unlock()
+	return send(b)
 }
 
 func (a *agent) GetSystemInfo(context.Context, *connect.Request[arcboxv1.Empty]) (*connect.Response[arcboxv1.SystemInfo], error) {

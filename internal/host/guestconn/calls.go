@@ -48,12 +48,13 @@ func (c *Conn) Configure(ctx context.Context, cfg Config) (Facts, error) {
 	if err != nil {
 		return Facts{}, err
 	}
+	if err := setClock(ctx, session, true); err != nil {
+		return Facts{}, fmt.Errorf("configure guest: %w", err)
+	}
 	request, err := proto.Marshal(&guestv1.ConfigureRequest{
 		SandboxId: cfg.ID, MachineId: cfg.MachineID, Entropy: entropy, Env: cfg.Env,
 		DefaultUser: cfg.DefaultUser, DefaultCwd: cfg.DefaultCwd, BootId: cfg.BootID,
 		Network: &guestv1.Network{Address: cfg.Address, Gateway: cfg.Gateway, Dns: cfg.DNS, Mtu: uint32(max(cfg.MTU, 0))},
-		// Taken last, after the wait for the guest.
-		UnixNanos: time.Now().UnixNano(),
 	})
 	if err != nil {
 		return Facts{}, fmt.Errorf("configure guest: %w", err)
@@ -97,38 +98,6 @@ func (c *Conn) Quiesce(ctx context.Context) (Quiesced, error) {
 		Flush: time.Duration(m.GetFlushNanos()), Freeze: time.Duration(m.GetFreezeNanos()), Sync: time.Duration(m.GetSyncNanos()),
 		Frozen: texts(m.GetFrozen()),
 	}, nil
-}
-
-// How often the time is told again when it took too long to be worth much. An
-// agent that answers its first Ping needs half a second for that when it is
-// emulated: what it was told is old by then, and it sets its clock by it.
-const (
-	tellTimes = 3
-	tellQuick = 50 * time.Millisecond
-)
-
-// SyncClock implements Guest.
-func (c *Conn) SyncClock(ctx context.Context) error {
-	for range tellTimes {
-		began := time.Now()
-		if err := c.tellTime(ctx); err != nil {
-			return err
-		}
-		if time.Since(began) < tellQuick {
-			break
-		}
-	}
-	return nil
-}
-
-func (c *Conn) tellTime(ctx context.Context) error {
-	if _, err := c.session(ctx); err != nil {
-		return err
-	}
-	now := time.Now()
-	nanos := int32(now.Nanosecond())
-	_, err := c.agent.Ping(ctx, connect.NewRequest(&arcboxv1.AgentPingRequest{TimestampSecs: now.Unix(), TimestampNanos: &nanos}))
-	return callError("set guest clock", err)
 }
 
 // Shutdown implements Guest. A grace below a second counts as one.

@@ -6,6 +6,7 @@
 //	inside ask NETWORK ADDRESS print what answers there, to "tcp" or "udp"
 //	inside hold MB SEED        keep memory full of a pattern until killed
 //	inside tell check|turn     have that checked, or changed in part
+//	inside answer              answer questions on standard input, see copy.go
 //
 // It exits with 1 when it was refused or answered with an error, and with 2
 // when nothing came back at all. It is built and copied in by ./test/e2e.
@@ -49,6 +50,8 @@ func run(args []string) (string, error) {
 		return "", serve()
 	case len(args) == 3 && args[0] == "hold":
 		return "", hold(args[1], args[2])
+	case len(args) == 1 && args[0] == "answer":
+		return "", answerLines(os.Stdin, os.Stdout)
 	case len(args) == 2 && args[0] == "tell":
 		return tell(ctx, args[1])
 	case len(args) == 2 && args[0] == "lookup":

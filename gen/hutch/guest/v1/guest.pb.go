@@ -35,7 +35,8 @@ type ConfigureRequest struct {
 	// 32 hex digits for /etc/machine-id.
 	MachineId string   `protobuf:"bytes,2,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
 	Network   *Network `protobuf:"bytes,3,opt,name=network,proto3" json:"network,omitempty"`
-	// Host wall-clock time at sending.
+	// Host wall-clock time at sending. 0: the clock is left as it is, for the call
+	// "clock" has set it.
 	UnixNanos int64 `protobuf:"varint,4,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
 	// Random bytes for the kernel's generator, at least 32.
 	Entropy []byte `protobuf:"bytes,5,opt,name=entropy,proto3" json:"entropy,omitempty"`
@@ -289,6 +290,110 @@ func (x *ConfigureResponse) GetWarnings() []string {
 	return nil
 }
 
+// The call "clock" of the link: ClockRequest to ClockResponse. The host reads the
+// guest's clock some times, takes the reading that was quickest for what it is,
+// and then has the clock corrected by the difference, which, unlike a time, does
+// not get old on its way.
+type ClockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far the guest's clock is ahead of the host's. 0: it is only read.
+	AheadNanos int64 `protobuf:"varint,1,opt,name=ahead_nanos,json=aheadNanos,proto3" json:"ahead_nanos,omitempty"`
+	// No program sees the clock jump: it is set from 5 ms on. Else a difference
+	// below 100 ms is left, one below a second is made up for slowly.
+	Forced        bool `protobuf:"varint,2,opt,name=forced,proto3" json:"forced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClockRequest) Reset() {
+	*x = ClockRequest{}
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClockRequest) ProtoMessage() {}
+
+func (x *ClockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
+func (*ClockRequest) Descriptor() ([]byte, []int) {
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ClockRequest) GetAheadNanos() int64 {
+	if x != nil {
+		return x.AheadNanos
+	}
+	return 0
+}
+
+func (x *ClockRequest) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+type ClockResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The guest's time, before a correction. Unix nanoseconds.
+	UnixNanos     int64 `protobuf:"varint,1,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClockResponse) Reset() {
+	*x = ClockResponse{}
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClockResponse) ProtoMessage() {}
+
+func (x *ClockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
+func (*ClockResponse) Descriptor() ([]byte, []int) {
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ClockResponse) GetUnixNanos() int64 {
+	if x != nil {
+		return x.UnixNanos
+	}
+	return 0
+}
+
 // The call "quiesce" of the link: QuiesceRequest to QuiesceResponse. It holds
 // the guest still, to be copied: programs that a caller wants to start wait, all
 // others are frozen, the data disk is written back. Repeating it does that
@@ -305,7 +410,7 @@ type QuiesceRequest struct {
 
 func (x *QuiesceRequest) Reset() {
 	*x = QuiesceRequest{}
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +422,7 @@ func (x *QuiesceRequest) String() string {
 func (*QuiesceRequest) ProtoMessage() {}
 
 func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +435,7 @@ func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceRequest) Descriptor() ([]byte, []int) {
-	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{3}
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{5}
 }
 
 type QuiesceResponse struct {
@@ -348,7 +453,7 @@ type QuiesceResponse struct {
 
 func (x *QuiesceResponse) Reset() {
 	*x = QuiesceResponse{}
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -360,7 +465,7 @@ func (x *QuiesceResponse) String() string {
 func (*QuiesceResponse) ProtoMessage() {}
 
 func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -373,7 +478,7 @@ func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceResponse) Descriptor() ([]byte, []int) {
-	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{4}
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *QuiesceResponse) GetFlushNanos() int64 {
@@ -435,7 +540,14 @@ const file_hutch_guest_v1_guest_proto_rawDesc = "" +
 	"\ragent_version\x18\x01 \x01(\tR\fagentVersion\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x17\n" +
 	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x1a\n" +
-	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"\x10\n" +
+	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"G\n" +
+	"\fClockRequest\x12\x1f\n" +
+	"\vahead_nanos\x18\x01 \x01(\x03R\n" +
+	"aheadNanos\x12\x16\n" +
+	"\x06forced\x18\x02 \x01(\bR\x06forced\".\n" +
+	"\rClockResponse\x12\x1d\n" +
+	"\n" +
+	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\"\x10\n" +
 	"\x0eQuiesceRequest\"\x8c\x01\n" +
 	"\x0fQuiesceResponse\x12\x1f\n" +
 	"\vflush_nanos\x18\x01 \x01(\x03R\n" +
@@ -457,18 +569,20 @@ func file_hutch_guest_v1_guest_proto_rawDescGZIP() []byte {
 	return file_hutch_guest_v1_guest_proto_rawDescData
 }
 
-var file_hutch_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_hutch_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_hutch_guest_v1_guest_proto_goTypes = []any{
 	(*ConfigureRequest)(nil),  // 0: hutch.guest.v1.ConfigureRequest
 	(*Network)(nil),           // 1: hutch.guest.v1.Network
 	(*ConfigureResponse)(nil), // 2: hutch.guest.v1.ConfigureResponse
-	(*QuiesceRequest)(nil),    // 3: hutch.guest.v1.QuiesceRequest
-	(*QuiesceResponse)(nil),   // 4: hutch.guest.v1.QuiesceResponse
-	nil,                       // 5: hutch.guest.v1.ConfigureRequest.EnvEntry
+	(*ClockRequest)(nil),      // 3: hutch.guest.v1.ClockRequest
+	(*ClockResponse)(nil),     // 4: hutch.guest.v1.ClockResponse
+	(*QuiesceRequest)(nil),    // 5: hutch.guest.v1.QuiesceRequest
+	(*QuiesceResponse)(nil),   // 6: hutch.guest.v1.QuiesceResponse
+	nil,                       // 7: hutch.guest.v1.ConfigureRequest.EnvEntry
 }
 var file_hutch_guest_v1_guest_proto_depIdxs = []int32{
 	1, // 0: hutch.guest.v1.ConfigureRequest.network:type_name -> hutch.guest.v1.Network
-	5, // 1: hutch.guest.v1.ConfigureRequest.env:type_name -> hutch.guest.v1.ConfigureRequest.EnvEntry
+	7, // 1: hutch.guest.v1.ConfigureRequest.env:type_name -> hutch.guest.v1.ConfigureRequest.EnvEntry
 	2, // [2:2] is the sub-list for method output_type
 	2, // [2:2] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
@@ -487,7 +601,7 @@ func file_hutch_guest_v1_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hutch_guest_v1_guest_proto_rawDesc), len(file_hutch_guest_v1_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
