@@ -32,6 +32,9 @@ type record struct {
 	Snapshot string `json:"snapshot_id"`
 	Then     string `json:"on_timeout"`
 	Auto     bool   `json:"auto_resume"`
+	Stages   []struct {
+		Name string `json:"name"`
+	} `json:"create_stages"`
 }
 
 func inspect(t *testing.T, d *harness.Daemon, id string) record {

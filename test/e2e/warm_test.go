@@ -102,6 +102,29 @@ func TestWarmTemplatesOutliveTheirDaemon(t *testing.T) {
 	}
 }
 
+// TestShapesBecomeWarm creates a sandbox, and waits until others are copies, and
+// then spares.
+func TestShapesBecomeWarm(t *testing.T) {
+	d := harness.Start(t, harness.Options{AutoWarm: true})
+	if r := inspect(t, d, d.Create("-m", "128")); r.Snapshot != "" {
+		t.Errorf("the first was made from %q", r.Snapshot)
+	}
+	for _, stage := range []string{"restore", "spare"} {
+		harness.Eventually(t, time.Minute, func() error {
+			box := d.Create("-m", "128")
+			r := inspect(t, d, box)
+			d.Hutch("exec", box, "--", "sh", "-c", "test $(hostname) = "+box)
+			d.Hutch("rm", box)
+			for _, s := range r.Stages {
+				if s.Name == stage {
+					return nil
+				}
+			}
+			return fmt.Errorf("made in the stages %v", r.Stages)
+		})
+	}
+}
+
 // TestHibernate puts a sandbox to sleep and wakes it, again and again, with a
 // hutchd killed in between, and looks at everything that must come back.
 func TestHibernate(t *testing.T) {

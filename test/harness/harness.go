@@ -39,6 +39,9 @@ type Options struct {
 	Args []string
 	// Config is the content of a configuration file.
 	Config string
+	// AutoWarm lets shapes become warm by themselves, which takes the processors
+	// from the test at a time of its own.
+	AutoWarm bool
 	// Disk is a directory on another disk, for the root to be on; empty: beside
 	// everything else.
 	Disk string
@@ -187,13 +190,12 @@ func (d *Daemon) Up() {
 	if d.TCP != "" {
 		args = append(args, "--listen", "tcp:"+d.TCP)
 	}
-	if d.options.Config != "" {
-		file := filepath.Join(d.Dir, "hutchd.toml")
-		if err := os.WriteFile(file, []byte(d.options.Config), 0o600); err != nil {
-			d.T.Fatal(err)
-		}
-		args = append(args, "--config", file)
+	file := filepath.Join(d.Dir, "hutchd.toml")
+	config := fmt.Sprintf("%s\n[warm]\nauto = %v\n", d.options.Config, d.options.AutoWarm)
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		d.T.Fatal(err)
 	}
+	args = append(args, "--config", file)
 	args = append([]string{Bin(d.T, "hutchd")}, append(args, d.options.Args...)...)
 	if d.options.Netns != "" {
 		args = append([]string{"nsenter", "--net=" + d.options.Netns}, args...)

@@ -80,7 +80,7 @@ func DefaultConfig() Config {
 		LogLevel: "info", LogFormat: "text",
 		Limits: LimitsConfig{MinFreeMemoryMB: 256, MinFreeDiskMB: 512},
 		Slots:  SlotsConfig{Prepared: 2},
-		Warm:   WarmConfig{MemoryMB: 2048, DiskMB: 20480, Spares: 1},
+		Warm:   WarmConfig{Auto: true, MemoryMB: 2048, DiskMB: 20480, Spares: 1},
 	}
 }
 

@@ -160,7 +160,10 @@ func (w *warmer) wish(k warmKey, spec sandbox.Spec) {
 	}
 	w.m.wg.Go(func() {
 		defer func() { <-w.auto }()
-		if _, err := w.m.WarmTemplate(w.m.closing, spec); err != nil {
+		if w.m.admission.whenCalm(w.m.closing) != nil {
+			return
+		}
+		if _, err := w.m.WarmTemplate(w.m.closing, spec); err != nil && w.m.closing.Err() == nil {
 			w.m.p.Log.Warn("template can't be made warm", slog.String("template", spec.Template), slog.Any("error", err))
 			w.mu.Lock()
 			w.failed[k] = true
