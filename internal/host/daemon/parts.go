@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	"github.com/hutch-run/hutch/internal/host/disk"
 	"github.com/hutch-run/hutch/internal/host/events"
@@ -29,6 +30,11 @@ import (
 	"github.com/hutch-run/hutch/internal/undo"
 	"github.com/hutch-run/hutch/internal/version"
 )
+
+// warmRest is how long a machine that was made to be copied is left alone
+// first. A guest's kernel does much in its first seconds that every copy would
+// do otherwise: a link that comes up, addresses of IPv6, disks that fall idle.
+const warmRest = 3 * time.Second
 
 // parts is every part of the host side, built in the order of the fields.
 type parts struct {
@@ -157,7 +163,7 @@ func (p *parts) openSandboxes(context.Context) error {
 		Driver: p.driver, Slots: p.network, Records: p.store, Memories: p.store, Disks: p.disks, Templates: p.templates,
 		Events: meteredEvents{p.events, p.metrics},
 		Kernel: p.kernels.Current, OldKernel: p.kernels.Get, Snapshots: p.snapshots,
-		Warm: lifecycle.Warm{Auto: p.cfg.Warm.Auto, MemoryMB: p.cfg.Warm.MemoryMB, DiskMB: p.cfg.Warm.DiskMB, Spares: p.cfg.Warm.Spares},
+		Warm: lifecycle.Warm{Auto: p.cfg.Warm.Auto, MemoryMB: p.cfg.Warm.MemoryMB, DiskMB: p.cfg.Warm.DiskMB, Spares: p.cfg.Warm.Spares, Rest: warmRest},
 		Connect: func(vm vmm.VM, log *slog.Logger) guestconn.Guest {
 			return guestconn.New(guestconn.Params{Dial: vm.DialLink, Done: vm.Done(), Log: log})
 		},

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
@@ -73,9 +75,10 @@ type capture struct {
 
 func (c *capture) close() { _, _ = c.state.Close(), c.memory.Close() }
 
-// capture holds the guest still, stops its VM and writes both down. The VM
-// stays stopped, and the guest held, until goOn. On error they go on.
-func (b *box) capture(ctx context.Context) (_ *capture, err error) {
+// capture holds the guest still, has it rest, stops its VM and writes both
+// down. The VM stays stopped, and the guest held, until goOn. On error they go
+// on.
+func (b *box) capture(ctx context.Context, rest time.Duration) (_ *capture, err error) {
 	saver, ok := b.vm.(vmm.Saver)
 	if !ok {
 		return nil, fault.New(fault.Unimplemented, "%s can't write a VM down", b.m.p.Driver.Caps().Name)
@@ -85,9 +88,13 @@ func (b *box) capture(ctx context.Context) (_ *capture, err error) {
 	}
 	defer func() {
 		if err != nil {
+			b.disturb(rest)
 			err = errors.Join(err, b.goOn())
 		}
 	}()
+	if err := b.settle(ctx, rest); err != nil {
+		return nil, fmt.Errorf("have guest rest: %w", err)
+	}
 	if err := b.vm.Pause(ctx); err != nil {
 		return nil, fmt.Errorf("stop VM: %w", err)
 	}
@@ -114,7 +121,7 @@ func (b *box) captureAny(ctx context.Context) (*capture, error) {
 			return nil, b.unsure(err)
 		}
 	}
-	c, err := b.capture(ctx)
+	c, err := b.capture(ctx, 0)
 	if err != nil {
 		return nil, errors.Join(err, b.standStill(paused))
 	}
@@ -140,6 +147,36 @@ func (b *box) standStill(paused bool) error {
 		return b.unsure(err)
 	}
 	return nil
+}
+
+// settle leaves the guest alone for a while, 0: not at all, and its connection
+// closed. What it does then, none of its copies has to do: notice that its host
+// has gone, see its links and disks become idle. It can't tell when it is
+// through with that.
+func (b *box) settle(ctx context.Context, d time.Duration) error {
+	if d == 0 {
+		return nil
+	}
+	b.clock.stop()
+	b.clock = nil
+	if err := b.guest.Close(); err != nil {
+		b.log.Debug("guest connection did not close in order", slog.Any("error", err))
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// disturb ends a rest of d.
+func (b *box) disturb(d time.Duration) {
+	if d != 0 {
+		b.guest = b.m.p.Connect(b.vm, b.log)
+	}
 }
 
 // goOn lets a guest that a capture held go on, in a VM that may stand. It is

@@ -30,6 +30,8 @@ type Warm struct {
 	// Spares is how many sandboxes are kept started ahead, one for each of the
 	// shapes that were copied last.
 	Spares int
+	// Rest is how long a machine is left alone before it is written down.
+	Rest time.Duration
 }
 
 // warmPurpose is the purpose of a sandbox that is booted to be copied.
@@ -185,7 +187,7 @@ func (w *warmer) make(k warmKey, spec sandbox.Spec) (_ *snapshot.Snapshot, err e
 	began := time.Now()
 	shape := bareSpec(spec, warmPurpose)
 	shape.ColdStart, shape.Network = true, sandbox.Policy{Mode: sandbox.ModeNone}
-	view, err := w.m.Create(w.m.closing, sandbox.ID("warm-"+randomHex(8)), shape)
+	view, err := w.m.Create(w.m.closing, sandbox.ID("warm-"+randomHex(4)), shape)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +230,7 @@ func (b *box) writeWarm(k warmKey) (_ *still, err error) {
 	ctx, cancel := context.WithTimeout(b.life, warmTime)
 	defer cancel()
 	b.exercise(ctx)
-	c, err := b.capture(ctx)
+	c, err := b.capture(ctx, b.m.p.Warm.Rest)
 	if err != nil {
 		return nil, err
 	}

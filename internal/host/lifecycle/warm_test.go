@@ -1,11 +1,16 @@
 package lifecycle
 
 import (
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/guestconn"
+	"github.com/hutch-run/hutch/internal/host/vmm"
 	"github.com/hutch-run/hutch/internal/sandbox"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
@@ -274,4 +279,68 @@ func TestBrokenWaking(t *testing.T) {
 			w.checkEmpty(t)
 		})
 	}
+}
+
+// TestAMachineRestsBeforeItIsCopied looks at how the connections to it were
+// when it was written down.
+func TestAMachineRestsBeforeItIsCopied(t *testing.T) {
+	testenv.CheckGoroutines(t)
+	const rest = 20 * time.Millisecond
+	var mu sync.Mutex
+	var guests []*restingGuest
+	h := start(t, newWorld(t), func(p *Params) {
+		p.Warm.Rest = rest
+		connect := p.Connect
+		p.Connect = func(vm vmm.VM, log *slog.Logger) guestconn.Guest {
+			g := &restingGuest{fakeGuest: connect(vm, log).(*fakeGuest)}
+			mu.Lock()
+			defer mu.Unlock()
+			guests = append(guests, g)
+			return g
+		}
+	})
+	began := time.Now()
+	_, err := h.WarmTemplate(h.c, plain)
+	h.must(err)
+	if took := time.Since(began); took < rest {
+		t.Errorf("it rested for less than %v", took)
+	}
+	if len(guests) != 1 || !guests[0].ranWhenClosed {
+		t.Errorf("%d connections, of which the first was not closed while the guest was held and ran", len(guests))
+	}
+}
+
+// restingGuest notes whether its machine ran, held, when it was closed first.
+type restingGuest struct {
+	*fakeGuest
+	once          sync.Once
+	ranWhenClosed bool
+}
+
+func (g *restingGuest) Close() error {
+	g.once.Do(func() {
+		g.m.w.mu.Lock()
+		defer g.m.w.mu.Unlock()
+		g.ranWhenClosed = g.m.running && g.m.held
+	})
+	return g.fakeGuest.Close()
+}
+
+// TestARestIsTakenBack fails a machine's copy after its rest.
+func TestARestIsTakenBack(t *testing.T) {
+	testenv.CheckGoroutines(t)
+	w := newWorld(t)
+	h := start(t, w, func(p *Params) { p.Warm.Rest = time.Millisecond })
+	h.s.mu.Lock()
+	h.s.faults = func(_ int, name string) (before, after error) {
+		if name == "VM.Save" {
+			before = fault.New(fault.Internal, "no room")
+		}
+		return before, nil
+	}
+	h.s.mu.Unlock()
+	if _, err := h.WarmTemplate(h.c, plain); err == nil || !strings.Contains(err.Error(), "no room") {
+		t.Errorf("error = %v", err)
+	}
+	w.checkEmpty(t)
 }

@@ -20,8 +20,9 @@ import (
 )
 
 // A saved state is a line that says what it is, the length of its header (4
-// bytes, big-endian), the header as JSON, and what QEMU wrote.
-const stateMagic = "hutch-qemu-state 1\n"
+// bytes, big-endian), the header as JSON, and what QEMU wrote. Version 1 was of
+// machines whose cards had a guest announce itself, which those of now do not.
+const stateMagic = "hutch-qemu-state 2\n"
 
 // Bounds of a state, in bytes. QEMU's part of a machine with 64 vCPUs and 16
 // disks has less than one megabyte.
