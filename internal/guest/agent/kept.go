@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,8 +63,9 @@ type keptIdentity struct {
 	// restarted: a server of this boot was configured before this one.
 	restarted bool
 
-	mu   sync.Mutex
-	kept *defaults // guarded by mu; nil once this server was configured
+	mu      sync.Mutex
+	kept    *defaults // guarded by mu; nil once this server was configured
+	written *defaults // guarded by mu; what this server wrote last, nil: nothing
 }
 
 func keepIdentity(i *identity.Identity, file string, log *slog.Logger) *keptIdentity {
@@ -91,10 +93,18 @@ func (k *keptIdentity) Configure(ctx context.Context, c identity.Config) (identi
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.kept = nil
-	if err := writeDefaults(k.file, defaults{c.User, c.Cwd, c.Env}); err != nil {
-		facts.Warnings = append(facts.Warnings, err.Error())
+	if d := (defaults{c.User, c.Cwd, c.Env}); k.written == nil || !d.equal(*k.written) {
+		if err := writeDefaults(k.file, d); err != nil {
+			facts.Warnings = append(facts.Warnings, err.Error())
+			return facts, nil
+		}
+		k.written = &defaults{d.user, d.cwd, maps.Clone(d.env)}
 	}
 	return facts, nil
+}
+
+func (d defaults) equal(other defaults) bool {
+	return d.user == other.user && d.cwd == other.cwd && maps.Equal(d.env, other.env)
 }
 
 func writeDefaults(file string, d defaults) error {

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"io"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +37,10 @@ func (a *agent) Quiesce(ctx context.Context) (quiesce.Report, error) {
 	if err := a.awaitBuilt(ctx); err != nil {
 		return quiesce.Report{}, err
 	}
+	if err := a.identity.Prepare(); err != nil {
+		a.log.Warn("prepare to be copied", "error", err)
+	}
+	_, _ = os.Stat(hooks.Dir) // most images have none, which the kernel then remembers
 	return a.quiet.Quiesce(ctx)
 }
 

@@ -21,6 +21,12 @@ const settledFD = 3
 // switches as all the rest of a short command, and dear under emulation.
 const serverSlack = 4e6
 
+// serverRuntime has the Go runtime of the server leave its goroutines their
+// turns, and the number of processors alone: both cost a copy of the guest,
+// which was asleep a moment ago, code that it runs for nothing. No code of the
+// server runs for long without a call, which is where goroutines take turns.
+const serverRuntime = "GODEBUG=asyncpreemptoff=1,updatemaxprocs=0"
+
 // settling is the last part of the boot, beside the server.
 type settling struct {
 	reader, writer *os.File
@@ -52,7 +58,7 @@ func (s *settling) spawnServer() (int, error) {
 	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }()
 	return syscall.ForkExec("/proc/self/exe", []string{"hutch-agent", "serve"}, &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   os.Environ(),
+		Env:   append(os.Environ(), serverRuntime),
 		Files: []uintptr{0, 1, 2, settledFD: s.reader.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(cgroup.Fd())},
 	})

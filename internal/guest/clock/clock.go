@@ -74,6 +74,8 @@ type Kernel interface {
 	Slew(correction time.Duration) error
 	// Step sets the clock, and ends a slew.
 	Step(t time.Time) error
+	// Keep sets the hardware clock, as well as it can.
+	Keep(t time.Time)
 }
 
 // Clock brings the guest's clock to the host's time. Safe for concurrent use.
@@ -96,10 +98,19 @@ func New(k Kernel, log *slog.Logger) *Clock { return &Clock{kernel: k, log: log}
 // on average; being wrong by up to half a second then, it never slews, and
 // only differences above 1 s step. So a clock is never set back by the
 // rounding of the message alone. A time that no clock can show is Invalid.
-func (c *Clock) Sync(host HostTime) (Result, error) { return c.sync(host, decide) }
+func (c *Clock) Sync(host HostTime) (Result, error) { return c.keep(c.sync(host, decide)) }
+
+// keep has the hardware clock follow a step.
+func (c *Clock) keep(r Result, err error) (Result, error) {
+	if err == nil && r.Action == Stepped {
+		c.kernel.Keep(c.kernel.Now())
+	}
+	return r, err
+}
 
 // Force is Sync for a guest in which no program runs: it steps from 5 ms on,
-// and never slews. A time in whole seconds is treated as by Sync.
+// and never slews. A time in whole seconds is treated as by Sync. It leaves the
+// hardware clock alone, which went on with the host's while the guest slept.
 func (c *Clock) Force(host HostTime) (Result, error) { return c.sync(host, decideForced) }
 
 func (c *Clock) sync(host HostTime, decide func(offset time.Duration, exact bool) Result) (Result, error) {
@@ -132,7 +143,7 @@ func (c *Clock) Correct(offset time.Duration, forced bool) (Result, error) {
 	if forced {
 		return c.act(decideForced(offset, true))
 	}
-	return c.act(decide(offset, true))
+	return c.keep(c.act(decide(offset, true)))
 }
 
 // act does what was decided, with the lock held.

@@ -20,7 +20,10 @@ type pretend struct {
 	err  error
 	slew []time.Duration
 	step []time.Time
+	kept []time.Time
 }
+
+func (p *pretend) Keep(t time.Time) { p.kept = append(p.kept, t) }
 
 func (p *pretend) Now() time.Time { return p.now }
 
@@ -257,11 +260,41 @@ func TestCorrect(t *testing.T) {
 		if err != nil || r.Action != c.want || r.Offset != c.offset {
 			t.Errorf("%s: %+v, %v", what, r, err)
 		}
+		if (len(k.kept) == 1) != (c.want == Stepped && !c.forced) {
+			t.Errorf("%s: the hardware clock was set to %v", what, k.kept)
+		}
 		if c.want == Stepped && !k.step[0].Equal(time.Unix(second, 0).Add(-c.offset)) {
 			t.Errorf("%s: stepped to %v", what, k.step[0])
 		}
 	}
 	if _, err := New(&pretend{now: time.Unix(second, 0)}, quiet).Correct(100*365*24*time.Hour, true); !fault.Is(err, fault.Invalid) {
 		t.Errorf("before the first clock: %v", err)
+	}
+}
+
+func TestTheHardwareClockFollowsStepsOfAGuestThatRuns(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		force bool
+		ahead time.Duration
+		kept  int
+	}{
+		{"step", false, time.Hour, 1},
+		{"slew", false, time.Second / 2, 0},
+		{"nothing", false, 0, 0},
+		{"step of a still guest", true, time.Hour, 0},
+	} {
+		host := HostTime{Secs: second, Exact: true}
+		k := &pretend{now: time.Unix(second, 0).Add(tc.ahead)}
+		sync := New(k, quiet).Sync
+		if tc.force {
+			sync = New(k, quiet).Force
+		}
+		if _, err := sync(host); err != nil {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if len(k.kept) != tc.kept || (tc.kept == 1 && !k.kept[0].Equal(time.Unix(second, 0))) {
+			t.Errorf("%s: the hardware clock was set to %v", tc.name, k.kept)
+		}
 	}
 }

@@ -32,17 +32,20 @@ func (system) Slew(correction time.Duration) error {
 }
 
 // Step implements Kernel by clock_settime(2), which also makes the kernel
-// forget a slew. The hardware clock follows as well as it can: some machines
-// have none.
+// forget a slew.
 func (s system) Step(t time.Time) error {
 	ts := unix.NsecToTimespec(t.UnixNano())
 	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 		return fmt.Errorf("clock_settime: %w", err)
 	}
+	return nil
+}
+
+// Keep implements Kernel. Some machines have no hardware clock.
+func (s system) Keep(t time.Time) {
 	if err := setRTC(t); err != nil {
 		s.log.Debug("hardware clock not set", "err", err)
 	}
-	return nil
 }
 
 func setRTC(t time.Time) error {

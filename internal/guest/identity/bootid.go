@@ -19,7 +19,27 @@ const (
 // SetBootID implements Kernel by a file that is mounted over the kernel's.
 // Programs with a /proc of their own, as containers have, still see the
 // kernel's.
-func (system) SetBootID(id string) error { return coverBootID(bootIDFile, bootIDPath, id) }
+func (s *system) SetBootID(id string) error {
+	if s.covered {
+		return writeBootID(bootIDFile, id)
+	}
+	err := coverBootID(bootIDFile, bootIDPath, id)
+	s.covered = err == nil
+	return err
+}
+
+// writeBootID writes id to file in its place: all ids have the same length.
+func writeBootID(file, id string) error {
+	fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o444)
+	if err != nil {
+		return fmt.Errorf("set boot id: open %s: %w", file, err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Pwrite(fd, []byte(id+"\n"), 0); err != nil {
+		return fmt.Errorf("set boot id: write %s: %w", file, err)
+	}
+	return nil
+}
 
 // coverBootID writes id to file and mounts it over path, unless it is there
 // already: the mount is read-only, the file behind it is not.
@@ -27,8 +47,8 @@ func coverBootID(file, path, id string) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return fmt.Errorf("set boot id: %w", err)
 	}
-	if err := os.WriteFile(file, []byte(id+"\n"), 0o444); err != nil {
-		return fmt.Errorf("set boot id: %w", err)
+	if err := writeBootID(file, id); err != nil {
+		return err
 	}
 	ours, err := os.Stat(file)
 	if err != nil {

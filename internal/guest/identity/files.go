@@ -2,7 +2,6 @@ package identity
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net/netip"
@@ -33,14 +32,19 @@ type content struct {
 
 // writeFiles brings the files in /etc up to date.
 func (i *Identity) writeFiles(c Config, p plan, warn func(error)) {
+	put := func(name, text string, mode uint32, write func(name, text string, mode uint32) error) {
+		if !c.Still || !i.rewrite(name, text, mode) {
+			warn(write(name, text, mode))
+		}
+	}
 	if c.ID != "" {
-		warn(i.write("hostname", c.ID+"\n", 0o644))
-		warn(i.writeOurs("hosts", hosts(c.ID, p.link.Address)))
+		put("hostname", c.ID+"\n", 0o644, i.write)
+		put("hosts", hosts(c.ID, p.link.Address), 0o644, i.writeOurs)
 	}
 	if c.MachineID != "" {
-		warn(i.write("machine-id", c.MachineID+"\n", 0o444))
+		put("machine-id", c.MachineID+"\n", 0o444, i.write)
 	}
-	warn(i.writeOurs("resolv.conf", resolvConf(p.dns)))
+	put("resolv.conf", resolvConf(p.dns), 0o644, i.writeOurs)
 }
 
 func hosts(name string, address netip.Prefix) string {
@@ -55,17 +59,17 @@ func resolvConf(servers []netip.Addr) string {
 	var b strings.Builder
 	b.WriteString(marker + "\n")
 	for _, s := range servers {
-		fmt.Fprintf(&b, "nameserver %s\n", s)
+		b.WriteString("nameserver " + s.String() + "\n")
 	}
 	return b.String()
 }
 
 // writeOurs writes a file unless it holds what somebody else has to say.
-func (i *Identity) writeOurs(name, text string) error {
+func (i *Identity) writeOurs(name, text string, mode uint32) error {
 	if found, err := i.read(name); err != nil || found.foreign {
 		return err
 	}
-	return i.write(name, text, 0o644)
+	return i.write(name, text, mode)
 }
 
 // write makes /etc/name a file with that text, by a rename, so that a symlink
@@ -81,13 +85,15 @@ func (i *Identity) write(name, text string, mode uint32) error {
 	}
 	defer unix.Close(etc)
 	temporary := ".hutch-" + name
-	if err := create(etc, temporary, text, mode); err != nil {
+	st, err := create(etc, temporary, text, mode)
+	if err != nil {
 		return err
 	}
 	if err := unix.Renameat(etc, temporary, etc, name); err != nil {
 		_ = unix.Unlinkat(etc, temporary, 0) // the first error tells more
 		return &fs.PathError{Op: "write", Path: "/etc/" + name, Err: err}
 	}
+	i.made[name] = made{st.Dev, st.Ino, text}
 	return nil
 }
 
@@ -110,22 +116,22 @@ func (i *Identity) openEtc() (int, error) {
 
 // create writes a new file in dir. One of that name is left behind by a crash,
 // and goes.
-func create(dir int, name, text string, mode uint32) error {
+func create(dir int, name, text string, mode uint32) (st unix.Stat_t, err error) {
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_CLOEXEC
 	fd, err := unix.Openat(dir, name, flags, mode)
 	if err == unix.EEXIST && unix.Unlinkat(dir, name, 0) == nil {
 		fd, err = unix.Openat(dir, name, flags, mode)
 	}
 	if err != nil {
-		return &fs.PathError{Op: "create", Path: "/etc/" + name, Err: err}
+		return st, &fs.PathError{Op: "create", Path: "/etc/" + name, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), "/etc/"+name)
 	_, err = f.WriteString(text)
-	if err := errors.Join(err, f.Chmod(fs.FileMode(mode)), f.Close()); err != nil { // Chmod: whatever the umask is
+	err = errors.Join(err, f.Chmod(fs.FileMode(mode)), unix.Fstat(fd, &st), f.Close()) // Chmod: whatever the umask is
+	if err != nil {
 		_ = unix.Unlinkat(dir, name, 0)
-		return err
 	}
-	return nil
+	return st, err
 }
 
 // read returns what the guest sees at /etc/name. Missing, blank and dangling

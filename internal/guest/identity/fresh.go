@@ -12,15 +12,10 @@ import (
 // what every create meets: a handful of ioctls that look nothing up. It reports
 // false, and has changed nothing, where the case is another one: the interface
 // is up, has an address or does not exist, or IPv6 is asked for.
-func fresh(p LinkParams) (bool, error) {
+func (s ioctls) fresh(p LinkParams) (bool, error) {
 	if !p.Address.Addr().Is4() || (p.Gateway.IsValid() && !p.Gateway.Is4()) {
 		return false, nil
 	}
-	s, err := openIoctls(p.Name)
-	if err != nil {
-		return false, err
-	}
-	defer s.close()
 	flags, err := s.flags()
 	if err != nil || flags&unix.IFF_UP != 0 || s.hasAddress() {
 		return false, nil // an error shows again on the other way, with its words
@@ -44,35 +39,40 @@ func fresh(p LinkParams) (bool, error) {
 	return true, nil
 }
 
+// socket is what the ioctls of netdevice(7) are made on; below 0: not open.
+type socket int
+
+func (s *socket) open() error {
+	if *s >= 0 {
+		return nil
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a socket to configure the network: %w", err)
+	}
+	*s = socket(fd)
+	return nil
+}
+
 // ioctls is one interface by the ioctls of netdevice(7).
 type ioctls struct {
-	fd   int
+	socket
 	name string
 }
 
-func openIoctls(name string) (*ioctls, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open a socket to configure %s: %w", name, err)
-	}
-	return &ioctls{fd, name}, nil
-}
-
-func (s *ioctls) close() { _ = unix.Close(s.fd) }
-
 // do makes one request, with what set puts into it, and returns the answer.
-func (s *ioctls) do(request uint, set func(*unix.Ifreq) error) (*unix.Ifreq, error) {
+func (s ioctls) do(request uint, set func(*unix.Ifreq) error) (*unix.Ifreq, error) {
 	r, err := unix.NewIfreq(s.name)
 	if err == nil && set != nil {
 		err = set(r)
 	}
 	if err == nil {
-		err = unix.IoctlIfreq(s.fd, request, r)
+		err = unix.IoctlIfreq(int(s.socket), request, r)
 	}
 	return r, err
 }
 
-func (s *ioctls) flags() (uint16, error) {
+func (s ioctls) flags() (uint16, error) {
 	r, err := s.do(unix.SIOCGIFFLAGS, nil)
 	if err != nil {
 		return 0, err
@@ -80,7 +80,7 @@ func (s *ioctls) flags() (uint16, error) {
 	return r.Uint16(), nil
 }
 
-func (s *ioctls) up() error {
+func (s ioctls) up() error {
 	flags, err := s.flags()
 	if err != nil || flags&unix.IFF_UP != 0 {
 		return err
@@ -92,12 +92,12 @@ func (s *ioctls) up() error {
 	return err
 }
 
-func (s *ioctls) hasAddress() bool {
+func (s ioctls) hasAddress() bool {
 	_, err := s.do(unix.SIOCGIFADDR, nil)
 	return err != unix.EADDRNOTAVAIL
 }
 
-func (s *ioctls) setMTU(mtu int) error {
+func (s ioctls) setMTU(mtu int) error {
 	_, err := s.do(unix.SIOCSIFMTU, func(r *unix.Ifreq) error {
 		r.SetUint32(uint32(mtu))
 		return nil
@@ -105,7 +105,7 @@ func (s *ioctls) setMTU(mtu int) error {
 	return err
 }
 
-func (s *ioctls) setAddress(p netip.Prefix) error {
+func (s ioctls) setAddress(p netip.Prefix) error {
 	address, mask := p.Addr().As4(), maskOf(p.Bits())
 	if _, err := s.do(unix.SIOCSIFADDR, func(r *unix.Ifreq) error { return r.SetInet4Addr(address[:]) }); err != nil {
 		return err
@@ -133,7 +133,7 @@ type rtEntry struct {
 	_                  uint16  // initial round trip time
 }
 
-func (s *ioctls) addDefaultRoute(gateway netip.Addr) error {
+func (s ioctls) addDefaultRoute(gateway netip.Addr) error {
 	device, err := unix.BytePtrFromString(s.name)
 	if err != nil {
 		return err
@@ -141,7 +141,7 @@ func (s *ioctls) addDefaultRoute(gateway netip.Addr) error {
 	inet := unix.RawSockaddrInet4{Family: unix.AF_INET}
 	r := rtEntry{dst: inet, gateway: inet, mask: inet, flags: unix.RTF_UP | unix.RTF_GATEWAY, device: device}
 	r.gateway.Addr = gateway.As4()
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s.fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&r)))
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s.socket), unix.SIOCADDRT, uintptr(unsafe.Pointer(&r)))
 	if errno != 0 {
 		return errno
 	}

@@ -108,7 +108,8 @@ type Identity struct {
 	user string
 	cwd  string
 
-	bootID string // as the host gave it; guarded by configure
+	bootID string          // guarded by configure; empty: nobody has asked yet
+	made   map[string]made // files in /etc by their names; guarded by configure
 }
 
 // New returns the Identity of a guest that nobody has configured yet.
@@ -116,7 +117,7 @@ func New(p Params) *Identity {
 	if p.Root == "" {
 		p.Root = "/"
 	}
-	return &Identity{p: p}
+	return &Identity{p: p, made: map[string]made{}}
 }
 
 // Configure makes the guest what c says. Invalid configurations are refused
@@ -171,16 +172,30 @@ func (i *Identity) setClock(c Config) error {
 	return err
 }
 
+// Prepare does before a guest is copied what each of its copies would have to
+// do: it lets programs read the boot id in a place where it can be another one.
+func (i *Identity) Prepare() error {
+	i.configure.Lock()
+	defer i.configure.Unlock()
+	if err := i.findBootID(); err != nil {
+		return err
+	}
+	return i.p.Kernel.SetBootID(i.bootID)
+}
+
+func (i *Identity) findBootID() (err error) {
+	if i.bootID == "" {
+		i.bootID, err = readBootID(i.p.Root)
+	}
+	return err
+}
+
 // nameBoot finds out how this boot is called, and calls it otherwise if asked
 // to. That programs can't be shown the new name is a warning: the host knows it.
 func (i *Identity) nameBoot(c Config, facts *Facts, warn func(error)) {
-	now, err := i.bootID, error(nil)
-	if now == "" {
-		now, err = readBootID(i.p.Root)
-		warn(err)
-	}
-	facts.BootID = now
-	if c.BootID == "" || c.BootID == now {
+	warn(i.findBootID())
+	facts.BootID = i.bootID
+	if c.BootID == "" || c.BootID == i.bootID {
 		return
 	}
 	warn(i.p.Kernel.SetBootID(c.BootID))

@@ -10,13 +10,15 @@ import (
 )
 
 // system is the kernel of the machine that this program runs on.
-type system struct{}
+type system struct {
+	covered bool // programs read the boot id in bootIDFile
+}
 
 // System returns the kernel of this machine. Changing it needs root.
-func System() Kernel { return system{} }
+func System() Kernel { return &system{} }
 
 // Release implements Kernel.
-func (system) Release() (string, error) {
+func (*system) Release() (string, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return "", fmt.Errorf("uname: %w", err)
@@ -25,7 +27,7 @@ func (system) Release() (string, error) {
 }
 
 // Hostname implements Kernel.
-func (system) Hostname() (string, error) {
+func (*system) Hostname() (string, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return "", fmt.Errorf("uname: %w", err)
@@ -34,7 +36,7 @@ func (system) Hostname() (string, error) {
 }
 
 // SetHostname implements Kernel.
-func (system) SetHostname(name string) error {
+func (*system) SetHostname(name string) error {
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("sethostname: %w", err)
 	}
@@ -42,20 +44,21 @@ func (system) SetHostname(name string) error {
 }
 
 // AddEntropy implements Kernel by the ioctls of random(4).
-func (system) AddEntropy(seed []byte) error {
-	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+func (*system) AddEntropy(seed []byte) error {
+	const path = "/dev/urandom"
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer f.Close()
+	defer unix.Close(fd)
 	pool := poolInfo(seed)
 	defer clear(pool)
-	if err := ioctl(f, unix.RNDADDENTROPY, unsafe.Pointer(&pool[0])); err != nil {
+	if err := ioctl(fd, unix.RNDADDENTROPY, unsafe.Pointer(&pool[0])); err != nil {
 		return fmt.Errorf("RNDADDENTROPY: %w", err)
 	}
 	// ENODATA: the generator was never seeded, so it has nothing old to give
 	// out, and takes the seed with its first use.
-	if err := ioctl(f, unix.RNDRESEEDCRNG, nil); err != nil && err != unix.ENODATA {
+	if err := ioctl(fd, unix.RNDRESEEDCRNG, nil); err != nil && err != unix.ENODATA {
 		return fmt.Errorf("RNDRESEEDCRNG: %w", err)
 	}
 	return nil
@@ -70,9 +73,9 @@ func poolInfo(seed []byte) []byte {
 	return append(pool, seed...)
 }
 
-func ioctl(f *os.File, request uint, arg unsafe.Pointer) error {
+func ioctl(fd int, request uint, arg unsafe.Pointer) error {
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(request), uintptr(arg))
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(arg))
 		switch errno {
 		case 0:
 			return nil

@@ -10,27 +10,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netlinkLinks is the network of the namespace of the calling thread.
-type netlinkLinks struct{}
+// netlinkLinks is the network of the namespace of the thread that calls it
+// first. It keeps its socket: a copy of the guest has no need to make one.
+type netlinkLinks struct{ socket socket }
 
 // NetlinkLinks returns the network of this machine. Changing it needs root.
-func NetlinkLinks() Links { return netlinkLinks{} }
+func NetlinkLinks() Links { return &netlinkLinks{socket: -1} }
 
 // Loopback implements Links.
-func (netlinkLinks) Loopback() error {
-	lo, err := openIoctls("lo")
-	if err != nil {
+func (n *netlinkLinks) Loopback() error {
+	if err := n.socket.open(); err != nil {
 		return err
 	}
-	defer lo.close()
-	return lo.up()
+	return ioctls{n.socket, "lo"}.up()
 }
 
 // Apply implements Links. A machine without the interface is fine as long as
 // it is to have no address.
-func (netlinkLinks) Apply(p LinkParams) error {
-	if done, err := fresh(p); done || err != nil {
+func (n *netlinkLinks) Apply(p LinkParams) error {
+	if err := n.socket.open(); err != nil {
 		return err
+	}
+	s := ioctls{n.socket, p.Name}
+	if done, err := s.fresh(p); done || err != nil {
+		return err
+	}
+	if s.kept(p) {
+		return nil
 	}
 	link, err := netlink.LinkByName(p.Name)
 	var missing netlink.LinkNotFoundError

@@ -236,3 +236,49 @@ func TestPoolInfo(t *testing.T) {
 		t.Errorf("pool info = %x", got)
 	}
 }
+
+// TestWhatIsNotAsItWasIsSetAgain configures an interface that is up, after
+// somebody has changed one thing about it.
+func TestWhatIsNotAsItWasIsSetAgain(t *testing.T) {
+	want := LinkParams{
+		Name: "eth0", MTU: 1400,
+		Address: netip.MustParsePrefix("198.18.0.2/30"), Gateway: netip.MustParseAddr("198.18.0.1"),
+	}
+	address := func(text string) *netlink.Addr {
+		a, err := netlink.ParseAddr(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	for name, touch := range map[string]func(netlink.Link) error{
+		"nothing":       func(netlink.Link) error { return nil },
+		"more":          func(l netlink.Link) error { return netlink.AddrAdd(l, address("198.18.0.9/30")) },
+		"another label": func(l netlink.Link) error { return netlink.AddrAdd(l, address("10.1.2.3/16 eth0:x")) },
+		"none":          func(l netlink.Link) error { return netlink.AddrDel(l, address("198.18.0.2/30")) },
+		"other prefix": func(l netlink.Link) error {
+			return errors.Join(netlink.AddrDel(l, address("198.18.0.2/30")), netlink.AddrAdd(l, address("198.18.0.2/24")))
+		},
+		"MTU":  func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1300) },
+		"down": netlink.LinkSetDown,
+		"no route": func(l netlink.Link) error {
+			return errors.Join(netlink.LinkSetDown(l), netlink.LinkSetUp(l))
+		},
+	} {
+		inNamespaces(t, unix.CLONE_NEWNET, func() {
+			link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer"}
+			links := NetlinkLinks()
+			if err := errors.Join(netlink.LinkAdd(link), links.Apply(want), touch(link), links.Apply(want)); err != nil {
+				t.Errorf("%s: %v", name, err)
+				return
+			}
+			addresses, gateways, attrs := state(t, "eth0")
+			if !slices.Equal(addresses, []string{"198.18.0.2/30"}) || !slices.Equal(gateways, []string{"198.18.0.1"}) {
+				t.Errorf("%s: addresses %q, gateways %q", name, addresses, gateways)
+			}
+			if attrs.MTU != 1400 || attrs.Flags&net.FlagUp == 0 {
+				t.Errorf("%s: MTU %d, flags %v", name, attrs.MTU, attrs.Flags)
+			}
+		})
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // writeNote keeps the names of what is frozen, each ended by a NUL byte, by a
@@ -39,7 +41,7 @@ func readNote(file string) ([]string, bool, error) {
 }
 
 func removeNote(file string) error {
-	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := unix.Unlink(file); err != nil && err != unix.ENOENT {
 		return fmt.Errorf("forget what was frozen: %w", err)
 	}
 	return nil
