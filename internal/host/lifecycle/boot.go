@@ -368,7 +368,7 @@ func (o *boot) becomeRunning(ctx context.Context) error {
 	}
 	o.undos.Release()
 	o.grant.booted()
-	o.startClock()
+	o.startClock(syncFirst)
 	return nil
 }
 

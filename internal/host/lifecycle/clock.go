@@ -11,8 +11,12 @@ import (
 )
 
 // A guest is told the time when its clock sync starts, after each resume, and
-// every syncLeast to twice that, at random so that guests spread.
+// every syncLeast to twice that, at random so that guests spread. One that was
+// just configured was told thereby; it is told again after syncFirst, when its
+// caller's first program has most likely ended, which would wait for that in an
+// emulated guest.
 const (
+	syncFirst   = 10 * time.Second
 	syncLeast   = 30 * time.Second
 	syncTimeout = 10 * time.Second
 )
@@ -24,20 +28,21 @@ type clockSync struct {
 	done   chan struct{}
 }
 
-// startClock starts telling the guest the time.
-func (b *box) startClock() {
+// startClock starts telling the guest the time, after first.
+func (b *box) startClock(first time.Duration) {
 	ctx, cancel := context.WithCancel(b.m.life)
 	c := &clockSync{now: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{})}
 	b.clock = c
 	guest := b.guest
 	b.m.wg.Go(func() {
 		defer close(c.done)
-		b.keepTime(ctx, c, guest)
+		b.keepTime(ctx, c, guest, first)
 	})
 }
 
-func (b *box) keepTime(ctx context.Context, c *clockSync, guest guestconn.Guest) {
-	for {
+func (b *box) keepTime(ctx context.Context, c *clockSync, guest guestconn.Guest, after time.Duration) {
+	for c.wait(ctx, after) {
+		after = syncLeast + rand.N(syncLeast)
 		if b.pub.Load().rec.State == sandbox.Running {
 			once, cancel := context.WithTimeout(ctx, syncTimeout)
 			err := guest.SyncClock(once)
@@ -46,16 +51,20 @@ func (b *box) keepTime(ctx context.Context, c *clockSync, guest guestconn.Guest)
 				b.log.Debug("guest was not told the time", slog.Any("error", err))
 			}
 		}
-		timer := time.NewTimer(syncLeast + rand.N(syncLeast))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-c.now:
-		case <-timer.C:
-		}
-		timer.Stop()
 	}
+}
+
+// wait waits for d or for soon. It reports false when ctx ends.
+func (c *clockSync) wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-c.now:
+	case <-timer.C:
+	}
+	return true
 }
 
 // soon has the guest told the time at once. c may be nil.

@@ -301,7 +301,7 @@ func (b *box) carryOn(ctx context.Context) {
 		b.retell(sandbox.ByHost, why)
 	}
 	b.forgetSleep()
-	b.startClock()
+	b.startClock(0)
 	b.watchReady()
 }
 

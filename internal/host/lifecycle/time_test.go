@@ -241,6 +241,11 @@ func TestGuestsAreToldTheTime(t *testing.T) {
 		guest := g.(*fakeGuest)
 		active := h.List()[0].ActiveAt
 		synctest.Wait()
+		pass(syncFirst - time.Second)
+		if n := len(guest.synced()); n != 0 {
+			t.Errorf("told %d times right after it was configured, want none", n)
+		}
+		pass(2 * time.Second)
 		if n := len(guest.synced()); n != 1 {
 			t.Errorf("told %d times at the start, want once", n)
 		}
