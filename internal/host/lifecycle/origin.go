@@ -24,6 +24,8 @@ type origin struct {
 	own bool
 	// data makes path a copy of the data disk. Nil: the disk is there.
 	data func(ctx context.Context, path string) error
+	// disk is what data copies, sealed. Nil: it is not in RAM.
+	disk *os.File
 
 	mu    sync.Mutex
 	users int
@@ -59,7 +61,43 @@ func (o *origin) close() {
 func (o *origin) closeIdle() {
 	if o.over && o.users == 0 {
 		_, _ = o.state.Close(), o.memory.Close() // memory without a name: nothing is lost
+		if o.disk != nil {
+			_ = o.disk.Close()
+		}
 	}
+}
+
+// takeDisk has the data disk of snap be what copies get: from RAM, where every
+// byte was compared once and nothing can change it, unless it is large.
+func (o *origin) takeDisk(ctx context.Context, snap *snapshot.Snapshot) error {
+	o.data = snap.CopyData
+	if !diskInRAM(snap) {
+		return nil
+	}
+	disk, err := snap.LoadData(ctx)
+	if err != nil {
+		return err
+	}
+	if err := snapshot.Seal(disk); err != nil {
+		return errors.Join(err, disk.Close())
+	}
+	o.disk = disk
+	o.data = func(ctx context.Context, path string) error { return snapshot.CopyMemory(ctx, disk, path) }
+	return nil
+}
+
+// maxDiskInRAM is up to where a data disk is kept in RAM, in bytes that are
+// not zero.
+const maxDiskInRAM = 256 << 20
+
+func diskInRAM(s *snapshot.Snapshot) bool { return s.Data != nil && s.Data.Stored <= maxDiskInRAM }
+
+// bytesInRAM is what a snapshot takes in RAM when it is there.
+func bytesInRAM(s *snapshot.Snapshot) int64 {
+	if diskInRAM(s) {
+		return s.Memory.Stored + s.Data.Stored
+	}
+	return s.Memory.Stored
 }
 
 // saved is what a driver starts a VM from.

@@ -68,7 +68,11 @@ func (s *still) load(ctx context.Context) (*origin, error) {
 	if err != nil {
 		return nil, errors.Join(err, memory.Close())
 	}
-	o := &origin{state: state, memory: memory, data: s.snap.CopyData}
+	o := &origin{state: state, memory: memory}
+	if err := o.takeDisk(ctx, s.snap); err != nil {
+		o.close()
+		return nil, err
+	}
 	s.keep(o)
 	return o, nil
 }
@@ -296,7 +300,7 @@ func (k *stock) trim(latest *still) {
 		if _, inRAM := s.lastUse(); !inRAM {
 			continue
 		}
-		if memory += s.snap.Memory.Stored; s != latest && over(memory, k.m.p.Warm.MemoryMB) {
+		if memory += bytesInRAM(s.snap); s != latest && over(memory, k.m.p.Warm.MemoryMB) {
 			s.unload()
 		}
 	}

@@ -257,10 +257,15 @@ func (b *box) writeWarm(k warmKey) (_ *still, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(snapshot.Seal(c.memory), snapshot.Seal(c.state)); err != nil {
+	o := &origin{state: c.state, memory: c.memory}
+	err = errors.Join(snapshot.Seal(c.memory), snapshot.Seal(c.state))
+	if err == nil {
+		err = o.takeDisk(ctx, snap)
+	}
+	if err != nil {
 		return nil, errors.Join(err, b.m.p.Snapshots.Remove(id))
 	}
-	return newStill(snap, &origin{state: c.state, memory: c.memory, data: snap.CopyData}), nil
+	return newStill(snap, o), nil
 }
 
 // exercise has the guest do once what its copies are asked first, so that they

@@ -135,18 +135,7 @@ func dataChunks(f *os.File, size int64) ([]int64, error) {
 		return nil, fmt.Errorf("%s has %d bytes, not %d", f.Name(), info.Size(), size)
 	}
 	var numbers []int64
-	for at := int64(0); at < size; {
-		begin, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break
-		}
-		if err != nil {
-			return nil, &os.PathError{Op: "seek data", Path: f.Name(), Err: err}
-		}
-		end, err := unix.Seek(int(f.Fd()), begin, unix.SEEK_HOLE)
-		if err != nil {
-			return nil, &os.PathError{Op: "seek hole", Path: f.Name(), Err: err}
-		}
+	err = eachExtent(f, size, func(begin, end int64) error {
 		first, last := begin/chunk, (end-1)/chunk
 		if n := len(numbers); n > 0 && numbers[n-1] >= first {
 			first = numbers[n-1] + 1
@@ -154,7 +143,30 @@ func dataChunks(f *os.File, size int64) ([]int64, error) {
 		for i := first; i <= last; i++ {
 			numbers = append(numbers, i)
 		}
+		return nil
+	})
+	return numbers, err
+}
+
+// eachExtent calls do for all of f that is not in holes. It moves the offset of
+// f, and does not depend on it.
+func eachExtent(f *os.File, size int64, do func(begin, end int64) error) error {
+	for at := int64(0); at < size; {
+		begin, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		if err != nil {
+			return &os.PathError{Op: "seek data", Path: f.Name(), Err: err}
+		}
+		end, err := unix.Seek(int(f.Fd()), begin, unix.SEEK_HOLE)
+		if err != nil {
+			return &os.PathError{Op: "seek hole", Path: f.Name(), Err: err}
+		}
+		if err := do(begin, end); err != nil {
+			return err
+		}
 		at = end
 	}
-	return numbers, nil
+	return nil
 }

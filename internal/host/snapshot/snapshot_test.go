@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/testenv"
@@ -112,6 +115,9 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if again := copyInRAM(t, s); !bytes.Equal(again, data) {
+		t.Error("the data disk came back altered by RAM")
+	}
 	for name, got := range map[string][]byte{memoryFile: readAll(t, mem), stateFile: readAll(t, state), dataFile: data} {
 		if !bytes.Equal(got, parts[name]) {
 			t.Errorf("%s came back altered", name)
@@ -135,7 +141,14 @@ func TestAFlippedBitIsFound(t *testing.T) {
 			closeAll(f)
 			return err
 		},
-		dataFile: func() error { return s.CopyData(ctx, filepath.Join(t.TempDir(), "copy")) },
+		dataFile: func() error {
+			f, err := s.LoadData(ctx)
+			closeAll(f)
+			if copied := s.CopyData(ctx, filepath.Join(t.TempDir(), "copy")); (copied == nil) != (err == nil) {
+				t.Errorf("copied: %v, read into RAM: %v", copied, err)
+			}
+			return err
+		},
 	} {
 		size := len(parts[name])
 		for _, at := range []int{0, size / 2, size - 1} {
@@ -372,4 +385,42 @@ func TestStore(t *testing.T) {
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 || entries[0].Name() != damaged {
 		t.Errorf("left: %v", entries)
 	}
+}
+
+// copyInRAM is what the data disk is after a way through RAM, where two copies
+// are made of it at a time. It must keep its holes.
+func copyInRAM(t *testing.T, s *Snapshot) []byte {
+	t.Helper()
+	ctx := testenv.Context(t)
+	mem, err := s.LoadData(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	if err := Seal(mem); err != nil {
+		t.Fatal(err)
+	}
+	paths := []string{filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")}
+	var wg sync.WaitGroup
+	for _, p := range paths {
+		wg.Go(func() {
+			if err := CopyMemory(ctx, mem, p); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := CopyMemory(ctx, mem, paths[0]); !errors.Is(err, os.ErrExist) {
+		t.Errorf("over a file that is there: %v", err)
+	}
+	a, errA := os.ReadFile(paths[0])
+	b, errB := os.ReadFile(paths[1])
+	if errA != nil || errB != nil || !bytes.Equal(a, b) {
+		t.Errorf("two copies differ: %v, %v", errA, errB)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(paths[0], &st); err != nil || st.Blocks*512 >= st.Size {
+		t.Errorf("%d blocks of a file of %d bytes, %v", st.Blocks, st.Size, err)
+	}
+	return a
 }
