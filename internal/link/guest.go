@@ -316,7 +316,7 @@ func (c *guestPort) begin(m goMsg) bool {
 		return false
 	}
 	c.cur = newMux(muxParams{
-		tag: sessionTag(m.host, m.guest), peerWindow: c.window, kick: c.kick, opened: c.l.opened,
+		tag: sessionTag(c.pending.version, m.host, m.guest), peerWindow: c.window, kick: c.kick, opened: c.l.opened,
 	})
 	c.nonce, c.pending, c.answer = m.host, nil, nil
 	c.wake()

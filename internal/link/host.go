@@ -76,7 +76,7 @@ func Dial(ctx context.Context, conn net.Conn, p DialParams) (*Session, error) {
 
 	kick := make(chan struct{}, 1)
 	s := &Session{conn: conn, kick: kick, nonce: d.nonce, hello: ack.hello, skipped: d.fr.skipped}
-	s.m = newMux(muxParams{host: true, tag: sessionTag(ack.host, ack.guest), peerWindow: ack.window, kick: kick})
+	s.m = newMux(muxParams{host: true, tag: sessionTag(ack.version, ack.host, ack.guest), peerWindow: ack.window, kick: kick})
 	s.wg.Go(func() { s.end(s.read(d.fr)) })
 	s.wg.Go(func() { s.end(s.write()) })
 	return s, nil
@@ -172,7 +172,7 @@ func (d *dialer) take(f frame) (bool, error) {
 		}
 		return false, &VersionError{d.versions[0], d.versions[1], m.min, m.max}
 	case typeUp:
-		return d.ack.version != 0 && f.tag == sessionTag(d.ack.host, d.ack.guest), nil
+		return d.ack.version != 0 && f.tag == sessionTag(d.ack.version, d.ack.host, d.ack.guest), nil
 	}
 	return false, nil
 }

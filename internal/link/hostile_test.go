@@ -37,7 +37,7 @@ func answer(t testing.TB, v *vport) *rawGuest {
 	guest := newNonce()
 	g.send(frame{typ: typeAck, payload: ackMsg{version: 1, host: m.nonce, guest: guest, window: Window}.encode()})
 	g.await(typeGo)
-	g.tag = sessionTag(m.nonce, guest)
+	g.tag = sessionTag(1, m.nonce, guest)
 	g.send(frame{typ: typeUp, tag: g.tag})
 	return g
 }

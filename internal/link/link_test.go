@@ -415,24 +415,49 @@ func TestOpenGivesUpWithContext(t *testing.T) {
 func TestVersionMismatch(t *testing.T) {
 	testenv.CheckGoroutines(t)
 	ctx, v := testenv.Context(t), newVport(t)
-	l, err := Listen(ListenParams{Open: v.open, versions: [2]uint16{2, 3}})
+	l, err := Listen(ListenParams{Open: v.open, versions: [2]uint16{MaxVersion + 1, MaxVersion + 2}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	_, err = Dial(ctx, v.connect(), DialParams{})
 	var ve *VersionError
-	if !errors.As(err, &ve) || *ve != (VersionError{1, 1, 2, 3}) {
+	if !errors.As(err, &ve) || *ve != (VersionError{MinVersion, MaxVersion, MaxVersion + 1, MaxVersion + 2}) {
 		t.Fatalf("%v, want a version error", err)
 	}
-	s, err := Dial(ctx, v.connect(), DialParams{versions: [2]uint16{1, 2}})
+	s, err := Dial(ctx, v.connect(), DialParams{versions: [2]uint16{1, MaxVersion + 1}})
 	if err != nil {
 		t.Fatalf("the guest must still be there for a host that fits: %v", err)
 	}
-	if got := s.Hello().Version; got != 2 {
-		t.Errorf("version %d, want 2", got)
+	if got := s.Hello().Version; got != MaxVersion+1 {
+		t.Errorf("version %d, want %d", got, MaxVersion+1)
 	}
 	_ = s.Close()
+}
+
+func TestOlderVersionsOnEitherSide(t *testing.T) {
+	testenv.CheckGoroutines(t)
+	old, all := [2]uint16{1, 1}, [2]uint16{MinVersion, MaxVersion}
+	for _, tc := range []struct {
+		host, guest [2]uint16
+		want        uint16
+	}{{all, old, 1}, {old, all, 1}, {all, all, MaxVersion}} {
+		ctx, v := testenv.Context(t), newVport(t)
+		l, err := Listen(ListenParams{Open: v.open, versions: tc.guest})
+		if err != nil {
+			t.Fatal(err)
+		}
+		serveEcho(t, l)
+		s, err := Dial(ctx, v.connect(), DialParams{versions: tc.host})
+		if err != nil {
+			t.Fatalf("host %v, guest %v: %v", tc.host, tc.guest, err)
+		}
+		if err := roundTrip(openAPI(t, ctx, s), []byte("hello")); err != nil || s.Hello().Version != tc.want {
+			t.Errorf("host %v, guest %v: version %d, %v", tc.host, tc.guest, s.Hello().Version, err)
+		}
+		_ = s.Close()
+		_ = l.Close()
+	}
 }
 
 func TestDialWaitsForGuest(t *testing.T) {

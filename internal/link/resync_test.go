@@ -38,10 +38,10 @@ func forgery(recorded []byte) []byte {
 	b := append([]byte(nil), recorded...)
 	b = appendFrame(b, frame{typ: typeHello, payload: helloMsg{MinVersion, MaxVersion, made, Window}.encode()})
 	b = appendFrame(b, frame{typ: typeGo, payload: goMsg{made, made}.encode()})
-	b = appendFrame(b, frame{typ: typeOpen, stream: 1, tag: sessionTag(made, made), payload: encodePreface(targetAPI)})
+	b = appendFrame(b, frame{typ: typeOpen, stream: 1, tag: sessionTag(MaxVersion, made, made), payload: encodePreface(targetAPI)})
 	b = appendFrame(b, frame{typ: typeReady})
 	b = appendFrame(b, frame{typ: typeAck, payload: ackMsg{version: 1, host: made, guest: made, window: Window}.encode()})
-	return appendFrame(b, frame{typ: typeUp, tag: sessionTag(made, made)})
+	return appendFrame(b, frame{typ: typeUp, tag: sessionTag(MaxVersion, made, made)})
 }
 
 func TestHostKilled(t *testing.T) {

@@ -19,7 +19,7 @@ const PortName = "hutch.link"
 // The handshake itself never changes its layout.
 const (
 	MinVersion = 1
-	MaxVersion = 1
+	MaxVersion = 2
 )
 
 // Limits of the wire.
