@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +41,7 @@ func (a *agent) Quiesce(ctx context.Context) (quiesce.Report, error) {
 	if err := a.identity.Prepare(); err != nil {
 		a.log.Warn("prepare to be copied", "error", err)
 	}
+	runtime.GC()              // or each copy would soon have to
 	_, _ = os.Stat(hooks.Dir) // most images have none, which the kernel then remembers
 	return a.quiet.Quiesce(ctx)
 }

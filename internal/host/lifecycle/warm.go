@@ -230,6 +230,7 @@ func (b *box) writeWarm(k warmKey) (_ *still, err error) {
 	ctx, cancel := context.WithTimeout(b.life, warmTime)
 	defer cancel()
 	b.exercise(ctx)
+	b.rehearse(ctx)
 	c, err := b.capture(ctx, b.m.p.Warm.Rest)
 	if err != nil {
 		return nil, err
@@ -278,6 +279,17 @@ func (b *box) exercise(ctx context.Context) {
 		if _, err := b.guest.Exec(ctx, guestconn.Exec{Cmd: cmd, Timeout: opTimeout}); err == nil {
 			return
 		}
+	}
+}
+
+// rehearse has the guest be held and woken once, as its copies will be, which
+// then find there what that takes.
+func (b *box) rehearse(ctx context.Context) {
+	if _, err := b.guest.Quiesce(ctx); err != nil {
+		return // so will the next, which tells it
+	}
+	if _, err := b.guest.Configure(ctx, b.guestConfig()); err != nil {
+		b.log.Debug("guest was not woken", slog.Any("error", err))
 	}
 }
 
