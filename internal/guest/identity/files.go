@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +29,7 @@ type content struct {
 	plain bool
 	// foreign: it says something that is not ours.
 	foreign bool
+	st      syscall.Stat_t // from before it was read
 }
 
 // writeFiles brings the files in /etc up to date.
@@ -66,7 +68,11 @@ func resolvConf(servers []netip.Addr) string {
 
 // writeOurs writes a file unless it holds what somebody else has to say.
 func (i *Identity) writeOurs(name, text string, mode uint32) error {
-	if found, err := i.read(name); err != nil || found.foreign {
+	found, err := i.read(name)
+	if err == nil && found.foreign {
+		i.made[name] = made{dev: found.st.Dev, ino: found.st.Ino, changed: unix.Timespec(found.st.Ctim), foreign: true}
+	}
+	if err != nil || found.foreign {
 		return err
 	}
 	return i.write(name, text, mode)
@@ -93,7 +99,7 @@ func (i *Identity) write(name, text string, mode uint32) error {
 		_ = unix.Unlinkat(etc, temporary, 0) // the first error tells more
 		return &fs.PathError{Op: "write", Path: "/etc/" + name, Err: err}
 	}
-	i.made[name] = made{st.Dev, st.Ino, text}
+	i.made[name] = made{dev: st.Dev, ino: st.Ino, text: text}
 	return nil
 }
 
@@ -146,14 +152,16 @@ func (i *Identity) read(name string) (content, error) {
 		return content{}, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
 		return content{foreign: true}, err
 	}
+	found := content{st: *fi.Sys().(*syscall.Stat_t)}
 	raw, err := io.ReadAll(io.LimitReader(f, maxFile))
 	if err != nil {
 		return content{}, err
 	}
-	found := content{text: string(raw)}
+	found.text = string(raw)
 	found.foreign = strings.TrimSpace(found.text) != "" && !strings.HasPrefix(found.text, marker+"\n")
 	if fi, err := os.Lstat(filepath.Join(i.p.Root, path)); err == nil {
 		found.plain = fi.Mode().IsRegular()

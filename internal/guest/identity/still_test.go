@@ -3,6 +3,7 @@ package identity
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -90,4 +91,29 @@ func firstError(errs ...error) error {
 		}
 	}
 	return nil
+}
+
+func TestWhatSomebodyElseSaysStays(t *testing.T) {
+	root := tree(t, map[string]string{"etc/hosts": "10.0.0.1 mine\n"})
+	hosts := filepath.Join(root, "etc", "hosts")
+	i := newIdentity(root, &machine{})
+	configure := func(c Config, want string) {
+		t.Helper()
+		if _, err := i.Configure(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(hosts); err != nil || !strings.HasPrefix(string(b), want) {
+			t.Errorf("it is %q now, %v", b, err)
+		}
+	}
+	configure(config(), "10.0.0.1 mine\n")
+	configure(another(), "10.0.0.1 mine\n")
+	if err := os.WriteFile(hosts, []byte(marker+"\nours again\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	configure(another(), marker+"\n127.0.0.1")
+	if err := os.Remove(hosts); err != nil {
+		t.Fatal(err)
+	}
+	configure(another(), marker+"\n127.0.0.1")
 }
