@@ -36,7 +36,7 @@ unit: ## Run what needs neither root nor a VM
 	$(GO) test -short ./...
 
 .PHONY: bench
-bench: deps build ## Measure hutch beside its floor; writes docs/benchmarks
+bench: deps build ## Measure hutch beside its floor; writes docs/benchmarks. ROWS=warm,memory: these only; QUICK=1: few samples
 	scripts/bench
 
 .PHONY: lint

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/hutch-run/hutch/internal/host/vmm/qemu/ram"
 )
 
 // bareTimeout bounds every wait for a bare guest.
@@ -26,120 +27,34 @@ type barePlan struct {
 	initrd  string            // path
 	pack    string            // directory of the kernel pack
 	disks   map[string]string // path by serial; the data disk is a fresh copy for each machine
+	memory  int64             // bytes
 	scratch string
+	from    *bareSaved // nil: it boots
 }
 
 // bare is one running bare machine.
 type bare struct {
-	dir   string
-	argv  []string
-	took  time.Duration // from the start of QEMU to the first answer
-	cmd   *exec.Cmd
-	ended chan struct{}
-	link  net.Conn
-	in    *bufio.Reader
-	qmp   *monitor
+	dir    string
+	argv   []string
+	memory int64         // bytes
+	took   time.Duration // from the start of QEMU to the first answer
+	cmd    *exec.Cmd
+	ended  chan struct{}
+	link   net.Conn
+	in     *bufio.Reader
+	qmp    *monitor
 }
 
-// bareArgs turns the command line of a sandbox's QEMU into that of the floor:
-// the same machine, processor, memory and devices, but with files and sockets
-// by path instead of descriptors, without what confines and names the
-// process, and with a network card that is connected to nothing.
-func bareArgs(p barePlan, dir string) ([]string, error) {
-	var out []string
-	serials, err := diskSerials(p.argv)
-	if err != nil {
-		return nil, err
-	}
-	for i := 1; i < len(p.argv); i++ {
-		flag := p.argv[i]
-		if flag == "-S" {
-			continue // hutch starts the machine by QMP
-		}
-		if !strings.HasPrefix(flag, "-") || i+1 == len(p.argv) || strings.HasPrefix(p.argv[i+1], "-") {
-			out = append(out, flag) // a flag without a value
-			continue
-		}
-		i++
-		value := p.argv[i]
-		switch flag {
-		case "-name", "-sandbox", "-msg", "-add-fd":
-			continue
-		case "-kernel":
-			value = p.kernel
-		case "-initrd":
-			value = p.initrd
-		case "-chardev":
-			value = bareChardev(value, dir)
-		case "-netdev":
-			value = "hubport,id=net,hubid=0"
-		case "-blockdev":
-			value, err = bareBlockdev(value, serials, p.disks)
-			if err != nil {
-				return nil, err
-			}
-		}
-		out = append(out, flag, value)
-	}
-	return append([]string{p.argv[0]}, out...), nil
-}
-
-// bareChardev gives sockets a path, and puts the console into a file.
-func bareChardev(value, dir string) string {
-	id := option(value, "id")
-	if id == "console" {
-		return "file,id=console,path=" + filepath.Join(dir, "console.log")
-	}
-	return fmt.Sprintf("socket,id=%s,path=%s,server=on,wait=off", id, filepath.Join(dir, id+".sock"))
-}
-
-// bareBlockdev names the file that stood behind a descriptor set.
-func bareBlockdev(value string, serials, disks map[string]string) (string, error) {
-	name := option(value, "filename")
-	if name == "" {
-		return value, nil // the raw layer on top
-	}
-	node := strings.TrimSuffix(option(value, "node-name"), "-file")
-	path, ok := disks[serials[node]]
-	if !ok {
-		return "", fmt.Errorf("no file for disk %s (serial %q)", node, serials[node])
-	}
-	return strings.Replace(value, "filename="+name, "filename="+path, 1), nil
-}
-
-// diskSerials maps the block nodes of a command line to the disks' serials.
-func diskSerials(argv []string) (map[string]string, error) {
-	serials := map[string]string{}
-	for _, a := range argv {
-		if strings.HasPrefix(a, "virtio-blk-pci,") {
-			serials[option(a, "drive")] = option(a, "serial")
-		}
-	}
-	if len(serials) == 0 {
-		return nil, errors.New("no disks in the sandbox's command line")
-	}
-	return serials, nil
-}
-
-// option returns the value of a key in QEMU's "a,key=value,…" form.
-func option(value, key string) string {
-	for _, field := range strings.Split(value, ",") {
-		if v, ok := strings.CutPrefix(field, key+"="); ok {
-			return v
-		}
-	}
-	return ""
-}
-
-// startBare copies the blank data disk, starts QEMU, connects to it, and
-// returns when the guest has answered its first ping. The floor of a create is
-// all of that but the copy, see bare.took. The caller ends it.
+// startBare copies the data disk, starts QEMU, connects to it, and returns when
+// the guest has answered its first request: a ping after a boot, the run of
+// /bin/true after a restore. The floor is all of that but the copy, see
+// bare.took. The caller ends it.
 func startBare(ctx context.Context, p barePlan) (*bare, error) {
 	dir, err := os.MkdirTemp(p.scratch, "bare-")
 	if err != nil {
 		return nil, err
 	}
-	b := &bare{dir: dir, ended: make(chan struct{})}
+	b := &bare{dir: dir, memory: p.memory, ended: make(chan struct{})}
 	if err := b.start(ctx, p); err != nil {
 		tail, _ := os.ReadFile(filepath.Join(dir, "console.log"))
 		said, _ := os.ReadFile(filepath.Join(dir, "qemu.log"))
@@ -150,43 +65,89 @@ func startBare(ctx context.Context, p barePlan) (*bare, error) {
 }
 
 func (b *bare) start(ctx context.Context, p barePlan) error {
-	data := filepath.Join(b.dir, "data.img")
-	if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", p.disks["data"], data).CombinedOutput(); err != nil {
+	files, err := b.open(p)
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	blank := p.disks["data"]
+	if p.from != nil {
+		blank = p.from.data
+	}
+	data := filepath.Join(b.dir, dataImage)
+	if out, err := exec.CommandContext(ctx, "cp", "--sparse=always", blank, data).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy the data disk: %w: %s", err, out)
 	}
 	p.disks = map[string]string{"root": p.disks["root"], "modules": p.disks["modules"], "data": data}
-	var err error
 	if b.argv, err = bareArgs(p, b.dir); err != nil {
 		return err
 	}
-	b.cmd = exec.Command(b.argv[0], b.argv[1:]...)
 	log, err := os.Create(filepath.Join(b.dir, "qemu.log"))
 	if err != nil {
 		return err
 	}
-	b.cmd.Stdout, b.cmd.Stderr = log, log
-	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	defer log.Close()
+	c := exec.Command(b.argv[0], b.argv[1:]...)
+	c.Stdout, c.Stderr, c.ExtraFiles = log, log, files
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	began := time.Now()
-	err = b.cmd.Start()
-	log.Close()
-	if err != nil {
-		b.cmd = nil
+	if err := c.Start(); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
-	go func() { _ = b.cmd.Wait(); close(b.ended) }() // waited for in end
+	b.cmd = c
+	go func() { _ = c.Wait(); close(b.ended) }() // waited for in end
+	request, want := "ping", "pong"
+	if p.from != nil {
+		request, want = "exec /bin/true", "exit 0"
+	}
+	err = b.first(ctx, request, want)
+	b.took = time.Since(began)
+	return err
+}
+
+// dataImage is the data disk in a machine's directory.
+const dataImage = "data.img"
+
+// The descriptors that QEMU is given.
+const (
+	bareMemoryFD = 3
+	bareStateFD  = 4
+)
+
+// open opens what QEMU gets as descriptors, which the caller closes: its memory,
+// and the state it is restored from.
+func (b *bare) open(p barePlan) ([]*os.File, error) {
+	if p.from == nil {
+		memory, err := ram.New(p.memory, os.Geteuid())
+		return []*os.File{memory}, err
+	}
+	memory, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", p.from.memory.Fd()), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	state, err := os.Open(p.from.state)
+	if err != nil {
+		return []*os.File{memory}, err
+	}
+	return []*os.File{memory, state}, nil
+}
+
+// first connects to the guest and asks it something.
+func (b *bare) first(ctx context.Context, request, want string) error {
+	var err error
 	if b.link, err = b.dial(ctx, "link"); err != nil {
 		return err
 	}
 	b.in = bufio.NewReaderSize(b.link, 256<<10)
-	answer, err := b.ask("ping")
-	b.took = time.Since(began)
-	if err != nil {
-		return err
+	answer, err := b.ask(request)
+	if err == nil && answer != want {
+		err = fmt.Errorf("answered %q to its first request, %q", answer, request)
 	}
-	if answer != "pong" {
-		return fmt.Errorf("first ping: answered %q", answer)
-	}
-	return nil
+	return err
 }
 
 // dial connects to one of QEMU's sockets, which are there a few milliseconds
@@ -238,74 +199,45 @@ func (b *bare) receive(request string, n int64) error {
 	return err
 }
 
+// control returns the connection to QEMU's own protocol.
+func (b *bare) control(ctx context.Context) (*monitor, error) {
+	if b.qmp != nil {
+		return b.qmp, nil
+	}
+	conn, err := b.dial(ctx, "control")
+	if err != nil {
+		return nil, err
+	}
+	b.qmp, err = newMonitor(conn)
+	return b.qmp, err
+}
+
 // stopContinue stops the machine and lets it run again, over QMP.
 func (b *bare) stopContinue(ctx context.Context) error {
-	if b.qmp == nil {
-		conn, err := b.dial(ctx, "control")
-		if err != nil {
-			return err
-		}
-		if b.qmp, err = newMonitor(conn); err != nil {
-			return err
-		}
+	qmp, err := b.control(ctx)
+	if err != nil {
+		return err
 	}
-	return errors.Join(b.qmp.do("stop"), b.qmp.do("cont"))
+	return errors.Join(qmp.do("stop", nil, nil), qmp.do("cont", nil, nil))
 }
 
 // end kills the machine and removes what it had.
-func (b *bare) end() error {
+func (b *bare) end() error { return errors.Join(b.kill(), os.RemoveAll(b.dir)) }
+
+// kill ends the machine's process, and returns when it is gone.
+func (b *bare) kill() error {
 	if b.link != nil {
 		b.link.Close()
 	}
 	if b.qmp != nil {
 		b.qmp.conn.Close()
 	}
-	if b.cmd != nil {
-		if err := b.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-			return err
-		}
-		<-b.ended
+	if b.cmd == nil {
+		return nil
 	}
-	return os.RemoveAll(b.dir)
-}
-
-// monitor speaks QMP; see QEMU's interop/qmp-spec.
-type monitor struct {
-	conn net.Conn
-	in   *json.Decoder
-}
-
-func newMonitor(conn net.Conn) (*monitor, error) {
-	m := &monitor{conn, json.NewDecoder(conn)}
-	var greeting map[string]any
-	if err := m.in.Decode(&greeting); err != nil {
-		return nil, fmt.Errorf("QMP greeting: %w", err)
-	}
-	return m, m.do("qmp_capabilities")
-}
-
-// do runs a command and returns when it is answered; events are skipped.
-func (m *monitor) do(command string) error {
-	if err := m.conn.SetDeadline(time.Now().Add(bareTimeout)); err != nil {
+	if err := b.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	if _, err := fmt.Fprintf(m.conn, "{\"execute\":%q}\n", command); err != nil {
-		return fmt.Errorf("QMP %s: %w", command, err)
-	}
-	for {
-		var reply struct {
-			Event  string          `json:"event"`
-			Return json.RawMessage `json:"return"`
-			Error  json.RawMessage `json:"error"`
-		}
-		if err := m.in.Decode(&reply); err != nil {
-			return fmt.Errorf("QMP %s: %w", command, err)
-		}
-		switch {
-		case reply.Error != nil:
-			return fmt.Errorf("QMP %s: %s", command, reply.Error)
-		case reply.Event == "":
-			return nil
-		}
-	}
+	<-b.ended
+	return nil
 }

@@ -38,6 +38,7 @@ type daemon struct {
 	host      hostagentv1connect.HostAgentServiceClient
 	sandboxes hostagentv1connect.SandboxServiceClient
 	machine   hostagentv1connect.HostServiceClient
+	templates hostagentv1connect.TemplateServiceClient
 }
 
 // startDaemon starts hutchd on hard links of a prepared root, and returns when
@@ -74,6 +75,7 @@ func startDaemon(ctx context.Context, scratch, prepared string) (*daemon, error)
 	d.host = hostagentv1connect.NewHostAgentServiceClient(d.http, base)
 	d.sandboxes = hostagentv1connect.NewSandboxServiceClient(d.http, base)
 	d.machine = hostagentv1connect.NewHostServiceClient(d.http, base)
+	d.templates = hostagentv1connect.NewTemplateServiceClient(d.http, base)
 	if err := d.awaitReady(ctx); err != nil {
 		return nil, errors.Join(err, d.stop())
 	}

@@ -40,7 +40,7 @@ func (b *bench) measureIdle(ctx context.Context) error {
 	var ids []string
 	for _, n := range b.plan.Sandboxes {
 		for len(ids) < n {
-			id, _, err := b.create(ctx)
+			id, _, err := b.create(ctx, true)
 			if err != nil {
 				return err
 			}

@@ -10,6 +10,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -22,45 +23,23 @@ import (
 	"time"
 )
 
-// plan is how much is measured.
-type plan struct {
-	Creates    int   `json:"creates"`
-	Execs      int   `json:"execs"`
-	CLIExecs   int   `json:"cli_execs"`
-	Copies     int   `json:"copies"`
-	CopyBytes  int64 `json:"copy_bytes"`
-	Pauses     int   `json:"pauses"`
-	Deaths     int   `json:"deaths"`
-	Sandboxes  []int `json:"idle_sandboxes"`
-	IdleSec    int   `json:"idle_seconds"`
-	MemoryMB   int   `json:"memory_mb"`
-	DiskSizeMB int   `json:"disk_size_mb"`
-}
-
-func fullPlan() plan {
-	return plan{
-		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 7, CopyBytes: 32 << 20, Pauses: 200, Deaths: 5,
-		Sandboxes: []int{0, 1, 10, 20}, IdleSec: 30, MemoryMB: 128, DiskSizeMB: 5120,
-	}
-}
-
-// quickPlan is enough to see that the benchmark itself works.
-func quickPlan() plan {
-	return plan{
-		Creates: 2, Execs: 10, CLIExecs: 2, Copies: 2, CopyBytes: 8 << 20, Pauses: 10, Deaths: 2,
-		Sandboxes: []int{0, 1}, IdleSec: 3, MemoryMB: 128, DiskSizeMB: 5120,
-	}
-}
+// Where a report goes: one of a whole run stands for the project, another is for
+// the one who made it.
+const (
+	wholeOut = "docs"
+	partOut  = ".cache/bench-part"
+)
 
 func main() {
 	root := flag.String("root", ".cache/root", "prepared `directory` to take kernel, image and template from")
-	out := flag.String("out", "docs", "`directory` for benchmarks.md and benchmarks/samples.json")
+	out := flag.String("out", "", "`directory` for benchmarks.md and benchmarks/; default docs, .cache/bench-part for less than all")
+	rows := flag.String("rows", "", "`names` of rows, such as warm,memory; default all")
 	quick := flag.Bool("quick", false, "few samples, to try the benchmark itself")
 	idle := flag.String("idle", "", "`numbers` of idle sandboxes to look at hutchd with, such as 0,1,10")
 	again := flag.Bool("text", false, "measure nothing: write benchmarks.md again from samples.json")
 	flag.Parse()
 	if *again {
-		if err := rewrite(*out); err != nil {
+		if err := rewrite(cmp.Or(*out, wholeOut)); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(1)
 		}
@@ -76,8 +55,15 @@ func main() {
 			p.Sandboxes = append(p.Sandboxes, int(n))
 		}
 	}
+	to := wholeOut
+	if *rows != "" {
+		p.Rows = strings.Split(*rows, ",")
+	}
+	if *rows != "" || *quick {
+		to = partOut
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *root, *out, p)
+	err := run(ctx, *root, cmp.Or(*out, to), p)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -98,25 +84,25 @@ func run(ctx context.Context, root, out string, p plan) (err error) {
 	r := &report{Version: 1, At: time.Now().UTC().Truncate(time.Second), Plan: p, Machine: readMachine()}
 	b := &bench{plan: p, report: r, scratch: scratch}
 	defer func() { err = errors.Join(err, b.close(), os.RemoveAll(scratch)) }()
+	rows, err := b.chosen()
+	if err != nil {
+		return err
+	}
 	if b.host, err = startDaemon(ctx, scratch, root); err != nil {
 		return err
 	}
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
-	for _, part := range []struct {
-		name    string
-		measure func(context.Context) error
-	}{
-		{"create", b.measureCreate}, {"a running sandbox", b.measureRunning}, {"deaths", b.measureDeaths}, {"idle", b.measureIdle},
-	} {
-		say("%s", part.name)
-		if err := part.measure(ctx); err != nil {
-			return fmt.Errorf("measure %s: %w", part.name, err)
+	for _, row := range rows {
+		say("%s", row.name)
+		if err := row.measure(ctx); err != nil {
+			return fmt.Errorf("measure %s: %w", row.name, err)
 		}
 	}
 	r.Took = time.Since(r.At).Round(time.Second).String()
 	r.Machine.LoadEnd = loadAverage()
+	say("write %s", filepath.Join(out, "benchmarks.md"))
 	return r.write(out)
 }
 
@@ -127,6 +113,7 @@ type bench struct {
 	scratch string
 	host    *daemon
 	bare    barePlan
+	saved   *bareSaved // what restored machines are made from; nil: not made yet
 }
 
 func (b *bench) close() error {
@@ -149,7 +136,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	id, _, err := b.create(ctx)
+	id, _, err := b.create(ctx, true)
 	if err != nil {
 		return err
 	}
@@ -176,7 +163,7 @@ func (b *bench) prepare(ctx context.Context) error {
 		return fmt.Errorf("%d images in %s, want that of the template minimal only", len(images), b.host.root)
 	}
 	b.bare = barePlan{
-		argv: argv, kernel: kernels[0], initrd: initrd, pack: pack, scratch: b.scratch,
+		argv: argv, kernel: kernels[0], initrd: initrd, pack: pack, scratch: b.scratch, memory: int64(b.plan.MemoryMB) << 20,
 		disks: map[string]string{
 			"root": images[0], "modules": filepath.Join(pack, "modules.ext4"),
 			"data": filepath.Join(b.host.root, "blank", fmt.Sprintf("%d-v1.img", b.plan.DiskSizeMB)),

@@ -16,11 +16,15 @@ import (
 	"github.com/hutch-run/hutch/gen/process/processpbconnect"
 )
 
-// create makes a sandbox and tells how long the reply took.
-func (b *bench) create(ctx context.Context) (id string, s createSample, err error) {
+// template is what every sandbox is made from.
+const template = "minimal"
+
+// create makes a sandbox and tells how long the reply took. Unless it is to be
+// cold, it is made from a warm template, if there is one.
+func (b *bench) create(ctx context.Context, cold bool) (id string, s createSample, err error) {
 	began := time.Now()
 	res, err := b.host.host.CreateSandbox(ctx, connect.NewRequest(&hostagentv1.CreateSandboxRequest{
-		MemoryMb: int32(b.plan.MemoryMB), DiskSizeMb: int32(b.plan.DiskSizeMB), //nolint:gosec // constants of this program
+		Template: template, MemoryMb: int32(b.plan.MemoryMB), DiskSizeMb: int32(b.plan.DiskSizeMB), ColdStart: cold, //nolint:gosec // constants of this program
 	}))
 	s.Hutch = micros(time.Since(began))
 	if err != nil {
@@ -51,7 +55,7 @@ func (b *bench) measureCreate(ctx context.Context) error {
 				return errors.Join(err, m.end())
 			},
 			func() error {
-				id, made, err := b.create(ctx)
+				id, made, err := b.create(ctx, true)
 				if err != nil {
 					return err
 				}
@@ -93,7 +97,7 @@ func (b *bench) serverStart(ctx context.Context, id string) (int64, error) {
 // measureRunning measures what a running sandbox does against a bare machine
 // that runs beside it.
 func (b *bench) measureRunning(ctx context.Context) (err error) {
-	id, _, err := b.create(ctx)
+	id, _, err := b.create(ctx, true)
 	if err != nil {
 		return err
 	}
@@ -178,7 +182,7 @@ func (b *bench) stream(ctx context.Context, process processpbconnect.ProcessClie
 
 // measureDeaths kills VMMs and sees how soon a caller who waits is told.
 func (b *bench) measureDeaths(ctx context.Context) error {
-	id, _, err := b.create(ctx)
+	id, _, err := b.create(ctx, true)
 	if err != nil {
 		return err
 	}

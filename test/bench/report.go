@@ -1,14 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -39,6 +36,11 @@ type report struct {
 	Deaths   []int64        `json:"vmm_killed_to_error"`
 	Idle     []idleSample   `json:"hutchd_idle"`
 	Guest    guestSample    `json:"guest_agent"`
+
+	Contests   []contest    `json:"contests,omitempty"`
+	WarmStages []warmStages `json:"warm_stages,omitempty"`
+	Bursts     []burst      `json:"bursts,omitempty"`
+	Clones     []clones     `json:"idle_clones,omitempty"`
 }
 
 // sample is one pair, in microseconds.
@@ -84,6 +86,8 @@ type commands struct {
 	Hutchd   []string `json:"hutchd"`
 	HutchVMM []string `json:"hutch_vmm"`
 	BareVMM  []string `json:"bare_vmm"`
+	// BareRestored is the floor of a warm create.
+	BareRestored []string `json:"bare_vmm_restored,omitempty"`
 }
 
 func readMachine() machine {
@@ -144,53 +148,4 @@ func spreadOf[T any](list []T, value func(T) float64) spread {
 func (s spread) format(unit string, scale float64, digits int) string {
 	f := func(v float64) string { return fmt.Sprintf("%.*f", digits, v/scale) }
 	return f(s.min) + " / **" + f(s.median) + "** / " + f(s.max) + unit
-}
-
-// write writes samples.json and benchmarks.md, each whole or not at all.
-func (r *report) write(dir string) error {
-	raw, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "benchmarks"), 0o755); err != nil {
-		return err
-	}
-	if err := writeWhole(filepath.Join(dir, "benchmarks/samples.json"), append(raw, '\n')); err != nil {
-		return err
-	}
-	return writeWhole(filepath.Join(dir, "benchmarks.md"), []byte(r.text()))
-}
-
-func writeWhole(path string, content []byte) error {
-	tmp := path + ".new"
-	f, err := os.Create(tmp)
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriter(f)
-	_, _ = w.Write(content) // Flush tells
-	if err := w.Flush(); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
-}
-
-// rewrite writes benchmarks.md from the samples that are there.
-func rewrite(dir string) error {
-	raw, err := os.ReadFile(filepath.Join(dir, "benchmarks/samples.json"))
-	if err != nil {
-		return err
-	}
-	var r report
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return fmt.Errorf("read samples.json: %w", err)
-	}
-	if r.Version != 1 {
-		return fmt.Errorf("samples.json has format %d, want 1", r.Version)
-	}
-	return writeWhole(filepath.Join(dir, "benchmarks.md"), []byte(r.text()))
 }

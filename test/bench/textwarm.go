@@ -1,0 +1,63 @@
+package main
+
+import (
+	"slices"
+)
+
+// warmText tells what a warm create is to a cold one, and where its time goes.
+func (r *report) warmText(line liner) {
+	c := r.contest(createToExec)
+	if faster := c.pairs(sideHutch, sideCold); len(faster) > 0 {
+		ratio := spreadOf(faster, sample.ratio)
+		line("A create to the result of its first exec takes %s cold and %s warm: cold is %s times as long (target at least %d: %s).\n",
+			spreadOf(c.times(sideCold), asFloat).format(" s", 1e6, 2), spreadOf(c.times(sideHutch), asFloat).format(" s", 1e6, 2),
+			ratio.format("", 1, 1), coldTarget, verdict(ratio.median >= coldTarget))
+	}
+	if len(r.WarmStages) == 0 {
+		return
+	}
+	line("## Where a warm create goes\n")
+	line("| stage of the reply | min / **median** / max |\n|---|---|")
+	for _, name := range stagesOf(r.WarmStages) {
+		line("| %s | %s |", name, spreadOf(r.WarmStages, func(s warmStages) float64 { return float64(s.Stages[name]) }).format(" ms", 1e3, 1))
+	}
+	line("| all of the create, API call to reply | %s |", spreadOf(r.WarmStages, func(s warmStages) float64 { return float64(s.Create) }).format(" ms", 1e3, 1))
+	line("| the first exec, API call to reply | %s |\n", spreadOf(r.WarmStages, func(s warmStages) float64 { return float64(s.Exec) }).format(" ms", 1e3, 1))
+}
+
+func asFloat(t int64) float64 { return float64(t) }
+
+// stagesOf returns the names of the stages of warm creates, in their order.
+func stagesOf(all []warmStages) []string {
+	order := []string{"record", "queue", "slot", "memory", "disk", "restore", "hello", "configure", "running"}
+	var others []string
+	for _, s := range all {
+		for name := range s.Stages {
+			if !slices.Contains(order, name) && !slices.Contains(others, name) {
+				others = append(others, name)
+			}
+		}
+	}
+	slices.Sort(others)
+	return append(order, others...)
+}
+
+// burstText tells how many creates at once go.
+func (r *report) burstText(line liner) {
+	if len(r.Bursts) == 0 {
+		return
+	}
+	cores := r.Machine.Cores
+	line("## Many creates at once\n")
+	line("Warm creates and an exec in each, all at the same time, until the last has its result. The bound is their processor time on %d cores: that of one alone,", cores)
+	line("its VMM's until the result and hutchd's share of a row of them, measured just before.\n")
+	line("| at once | runs | failed | wall | one alone, processor time | wall / (processor time of all / cores) | target |\n|---|---|---|---|---|---|---|")
+	failed := 0
+	for _, s := range r.Bursts {
+		failed += s.Failed
+	}
+	ratio := spreadOf(r.Bursts, func(s burst) float64 { return s.ratio(cores) })
+	line("| %d | %d | %d: %s | %s | %s | %s | %.1f: %s |\n", r.Bursts[0].AtOnce, len(r.Bursts), failed, verdict(failed == 0),
+		spreadOf(r.Bursts, func(s burst) float64 { return float64(s.Wall) }).format(" s", 1e6, 2),
+		spreadOf(r.Bursts, burst.one).format(" ms", 1e3, 0), ratio.format("", 1, 2), burstTarget, verdict(ratio.median <= burstTarget))
+}
