@@ -66,8 +66,11 @@ func classOf(side string) string {
 	case strings.HasPrefix(side, sideHutch):
 		return "hutch"
 	}
-	return "other"
+	return classOther
 }
+
+// classOther is the class of what is neither hutch nor a floor.
+const classOther = "other"
 
 // chartStyle suits a light page and a dark one.
 const chartStyle = `

@@ -4,8 +4,12 @@
 // measured in turn, one right after the other, because the speed of a
 // processor may change within a minute; what counts is the ratio of a pair.
 //
+// What people use instead on such a machine, libvirt and podman, takes part in
+// some of it; a missing one's Debian packages are installed, and it is left out
+// when it can't run.
+//
 // It starts its own hutchd on a copy of a prepared root, in a directory of its
-// own, and leaves no process and no file but its report. It asserts nothing:
+// own, and leaves no process and no file but its report and those packages. It asserts nothing:
 // timings are no tests. "make bench" runs it from the top of the source tree.
 package main
 

@@ -16,15 +16,15 @@ import (
 	"github.com/hutch-run/hutch/gen/process/processpbconnect"
 )
 
-// template is what every sandbox is made from.
-const template = "minimal"
+// templateName is what every sandbox is made from.
+const templateName = "minimal"
 
 // create makes a sandbox and tells how long the reply took. Unless it is to be
 // cold, it is made from a warm template, if there is one.
 func (b *bench) create(ctx context.Context, cold bool) (id string, s createSample, err error) {
 	began := time.Now()
 	res, err := b.host.host.CreateSandbox(ctx, connect.NewRequest(&hostagentv1.CreateSandboxRequest{
-		Template: template, MemoryMb: int32(b.plan.MemoryMB), DiskSizeMb: int32(b.plan.DiskSizeMB), ColdStart: cold, //nolint:gosec // constants of this program
+		Template: templateName, MemoryMb: int32(b.plan.MemoryMB), DiskSizeMb: int32(b.plan.DiskSizeMB), ColdStart: cold, //nolint:gosec // constants of this program
 	}))
 	s.Hutch = micros(time.Since(began))
 	if err != nil {

@@ -31,6 +31,9 @@ type plan struct {
 	AtOnce int   `json:"at_once"`
 	Alone  int   `json:"alone_beside_a_burst"`
 	Clones []int `json:"idle_clones"`
+
+	Rivals     int `json:"rounds_beside_others"`
+	RivalExecs int `json:"execs_beside_others"`
 }
 
 func fullPlan() plan {
@@ -38,6 +41,7 @@ func fullPlan() plan {
 		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 7, CopyBytes: 32 << 20, Pauses: 200, Deaths: 5,
 		Sandboxes: []int{0, 1, 10, 20}, IdleSec: 30, MemoryMB: 128, DiskSizeMB: 5120,
 		Warm: 40, Sleeps: 12, Bursts: 5, AtOnce: 20, Alone: 8, Clones: []int{1, 10, 40},
+		Rivals: 10, RivalExecs: 30,
 	}
 }
 
@@ -47,6 +51,7 @@ func quickPlan() plan {
 		Quick: true, Creates: 2, Execs: 10, CLIExecs: 2, Copies: 2, CopyBytes: 8 << 20, Pauses: 10, Deaths: 2,
 		Sandboxes: []int{0, 1}, IdleSec: 3, MemoryMB: 128, DiskSizeMB: 5120,
 		Warm: 4, Sleeps: 2, Bursts: 1, AtOnce: 5, Alone: 2, Clones: []int{1, 3},
+		Rivals: 2, RivalExecs: 3,
 	}
 }
 
@@ -66,6 +71,7 @@ func (b *bench) rows() []row {
 		{"sleep", b.measureSleep},
 		{"burst", b.measureBurst},
 		{"memory", b.measureClones},
+		{"others", b.measureRivals},
 	}
 }
 

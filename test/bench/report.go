@@ -37,10 +37,11 @@ type report struct {
 	Idle     []idleSample   `json:"hutchd_idle"`
 	Guest    guestSample    `json:"guest_agent"`
 
-	Contests   []contest    `json:"contests,omitempty"`
-	WarmStages []warmStages `json:"warm_stages,omitempty"`
-	Bursts     []burst      `json:"bursts,omitempty"`
-	Clones     []clones     `json:"idle_clones,omitempty"`
+	Contests   []contest     `json:"contests,omitempty"`
+	WarmStages []warmStages  `json:"warm_stages,omitempty"`
+	Bursts     []burst       `json:"bursts,omitempty"`
+	Clones     []clones      `json:"idle_clones,omitempty"`
+	Rivals     []rivalReport `json:"others,omitempty"`
 }
 
 // sample is one pair, in microseconds.

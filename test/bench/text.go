@@ -56,7 +56,7 @@ func (r *report) text() string {
 		line("**Not a whole run: %s, quick: %v. Its figures mean little.**\n", cmp.Or(strings.Join(r.Plan.Rows, ", "), "all rows"), r.Plan.Quick)
 	}
 	for _, part := range []func(liner){
-		r.timeTable, r.warmText, r.burstText, r.floors, r.createText, r.clonesText, r.memoryText,
+		r.timeTable, r.warmText, r.burstText, r.rivalsText, r.floors, r.createText, r.clonesText, r.memoryText,
 	} {
 		part(line)
 	}

@@ -30,7 +30,7 @@ func (b *bench) prepareWarm(ctx context.Context) error {
 		return nil
 	}
 	_, err := b.host.templates.WarmTemplate(ctx, connect.NewRequest(&hostagentv1.WarmTemplateRequest{
-		Name: template, MemoryMb: int32(b.plan.MemoryMB), DiskSizeMb: int32(b.plan.DiskSizeMB), //nolint:gosec // constants of this program
+		Name: templateName, MemoryMb: int32(b.plan.MemoryMB), DiskSizeMb: int32(b.plan.DiskSizeMB), //nolint:gosec // constants of this program
 	}))
 	if err != nil {
 		return fmt.Errorf("make the template warm: %w", err)
