@@ -39,6 +39,7 @@ type daemon struct {
 	sandboxes hostagentv1connect.SandboxServiceClient
 	machine   hostagentv1connect.HostServiceClient
 	templates hostagentv1connect.TemplateServiceClient
+	snapshots hostagentv1connect.SnapshotServiceClient
 }
 
 // startDaemon starts hutchd on hard links of a prepared root, and returns when
@@ -76,6 +77,7 @@ func startDaemon(ctx context.Context, scratch, prepared string) (*daemon, error)
 	d.sandboxes = hostagentv1connect.NewSandboxServiceClient(d.http, base)
 	d.machine = hostagentv1connect.NewHostServiceClient(d.http, base)
 	d.templates = hostagentv1connect.NewTemplateServiceClient(d.http, base)
+	d.snapshots = hostagentv1connect.NewSnapshotServiceClient(d.http, base)
 	if err := d.awaitReady(ctx); err != nil {
 		return nil, errors.Join(err, d.stop())
 	}

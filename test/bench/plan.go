@@ -27,6 +27,7 @@ type plan struct {
 
 	Warm   int   `json:"warm_creates"`
 	Sleeps int   `json:"hibernations"`
+	Forks  int   `json:"forks"`
 	Bursts int   `json:"bursts"`
 	AtOnce int   `json:"at_once"`
 	Alone  int   `json:"alone_beside_a_burst"`
@@ -40,7 +41,7 @@ func fullPlan() plan {
 	return plan{
 		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 7, CopyBytes: 32 << 20, Pauses: 200, Deaths: 5,
 		Sandboxes: []int{0, 1, 10, 20}, IdleSec: 30, MemoryMB: 128, DiskSizeMB: 5120,
-		Warm: 40, Sleeps: 12, Bursts: 5, AtOnce: 20, Alone: 8, Clones: []int{1, 10, 40},
+		Warm: 40, Sleeps: 12, Forks: 12, Bursts: 5, AtOnce: 20, Alone: 8, Clones: []int{1, 10, 40},
 		Rivals: 10, RivalExecs: 30,
 	}
 }
@@ -50,7 +51,7 @@ func quickPlan() plan {
 	return plan{
 		Quick: true, Creates: 2, Execs: 10, CLIExecs: 2, Copies: 2, CopyBytes: 8 << 20, Pauses: 10, Deaths: 2,
 		Sandboxes: []int{0, 1}, IdleSec: 3, MemoryMB: 128, DiskSizeMB: 5120,
-		Warm: 4, Sleeps: 2, Bursts: 1, AtOnce: 5, Alone: 2, Clones: []int{1, 3},
+		Warm: 4, Sleeps: 2, Forks: 2, Bursts: 1, AtOnce: 5, Alone: 2, Clones: []int{1, 3},
 		Rivals: 2, RivalExecs: 3,
 	}
 }
@@ -69,6 +70,7 @@ func (b *bench) rows() []row {
 		{"idle", b.measureIdle},
 		{"warm", b.measureWarm},
 		{"sleep", b.measureSleep},
+		{"fork", b.measureFork},
 		{"burst", b.measureBurst},
 		{"memory", b.measureClones},
 		{"others", b.measureRivals},

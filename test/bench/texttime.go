@@ -26,6 +26,8 @@ func (r *report) timeTable(line liner) {
 		{"warm create to the result of its first exec", r.contest(createToExec).pairs(sideFloor, sideHutch), " ms", 1e3, warmTarget},
 		{"hibernate, API call to reply", r.contest(sleepContest).pairs(sideFloor, sideHutch), " ms", 1e3, 0},
 		{"resume to the result of its first exec", r.contest(wakeContest).pairs(sideFloor, sideHutch), " ms", 1e3, 0},
+		{"fork of a running sandbox to the result of the copy's first exec", r.contest(forkContest).pairs(sideFloor, sideHutch), " ms", 1e3, 0},
+		{"the same, how long the source stands still", r.contest(stillContest).pairs(sideFloor, sideHutch), " ms", 1e3, 0},
 	} {
 		if len(row.samples) == 0 {
 			continue // not measured, or samples of a time before that was
@@ -82,6 +84,7 @@ func (r *report) copyFloors(line liner) {
 	line("  which the machine had run once before it was written down, as hutch's template has.")
 	line("- **hibernate**: `stop`, the devices and the memory that is not zero written to the disk of the sandboxes, `fsync`, and the end of the process. No digests.")
 	line("- **resume**: QEMU started on a private mapping of that file, to the answer to its first exec. Nothing is checked.")
+	line("- **fork**: `stop`, the devices, the memory that is not zero into RAM, a copy of the data disk, `cont`; then QEMU started from that as for a warm create. No pause of the guest's own.")
 	line("- **idle clones**: copies of that bare machine, which have run `/bin/true` once.")
 }
 
