@@ -20,10 +20,11 @@ type clones struct {
 // rss is the memory of a VMM in KiB.
 type rss struct {
 	PSS int64 `json:"pss"`
-	// Private is what nobody else has, and Guest that of it which is the guest's
-	// memory.
+	// Private is what nobody else has; Guest is that of it which is the guest's
+	// memory, and Code that which is code that an emulating VMM has translated.
 	Private int64 `json:"private"`
 	Guest   int64 `json:"guest"`
+	Code    int64 `json:"code"`
 }
 
 func (c clones) median(of func(rss) int64) float64 {
@@ -33,6 +34,7 @@ func (c clones) median(of func(rss) int64) float64 {
 func pssOf(m rss) int64     { return m.PSS }
 func privateOf(m rss) int64 { return m.Private }
 func guestOf(m rss) int64   { return m.Guest }
+func codeOf(m rss) int64    { return m.Code }
 
 // rest is how long machines are left alone before their memory is read.
 const rest = 3 * time.Second
@@ -102,18 +104,18 @@ func (b *bench) growClones(ctx context.Context, side string, start func() (pid i
 }
 
 // memoryOf reads a VMM's memory, see smaps in proc(5). Guest memory is a memory
-// file.
+// file; only translated code can be both written and run.
 func memoryOf(pid int) (rss, error) {
 	var m rss
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
 		return m, err
 	}
-	guest := false
+	guest, code := false, false
 	for line := range strings.Lines(string(text)) {
 		name, value, _ := strings.Cut(line, ":")
 		if strings.Contains(name, "-") { // the first line of a mapping
-			guest = strings.Contains(line, "/memfd:")
+			guest, code = strings.Contains(line, "/memfd:"), strings.Contains(line, " rwxp ")
 			continue
 		}
 		kib := numbers(value)
@@ -125,15 +127,18 @@ func memoryOf(pid int) (rss, error) {
 			m.PSS += kib[0]
 		case "Private_Clean", "Private_Dirty":
 			m.Private += kib[0]
-			if guest {
+			switch {
+			case guest:
 				m.Guest += kib[0]
+			case code:
+				m.Code += kib[0]
 			}
 		}
 	}
 	return m, nil
 }
 
-// of returns the clones of a side and a number; nil: not measured.
+// clonesOf returns those of a side and a number; nil: not measured.
 func (r *report) clonesOf(side string, n int) *clones {
 	for i, c := range r.Clones {
 		if c.Side == side && c.Count == n {
