@@ -21,8 +21,9 @@ type burst struct {
 
 	AtOnce int     `json:"at_once"`
 	Failed int     `json:"failed"`
-	Wall   int64   `json:"wall"` // until the last had its result
-	Each   []int64 `json:"each"` // to the result of each
+	Booted int     `json:"booted"` // made, but by a boot, since the copy did not work
+	Wall   int64   `json:"wall"`   // until the last had its result
+	Each   []int64 `json:"each"`   // to the result of each
 }
 
 // one is the processor time of one create and exec.
@@ -34,6 +35,9 @@ func (b burst) one() float64 {
 func (b burst) ratio(cores int) float64 {
 	return float64(b.Wall) / (float64(b.AtOnce) * b.one() / float64(cores))
 }
+
+// fellBack is the stage of a warm create that became a boot.
+const fellBack = "warm start failed"
 
 // settle is how long hutchd has to do what it does behind a create.
 const settle = 2 * time.Second
@@ -51,7 +55,7 @@ func (b *bench) measureBurst(ctx context.Context) error {
 			return err
 		}
 		b.report.Bursts = append(b.report.Bursts, s)
-		say("  %d at once: %.2f s, %d failed; one alone takes %.0f ms of processor; ratio %.2f", s.AtOnce, float64(s.Wall)/1e6, s.Failed,
+		say("  %d at once: %.2f s, %d failed, %d booted instead; one alone takes %.0f ms of processor; ratio %.2f", s.AtOnce, float64(s.Wall)/1e6, s.Failed, s.Booted,
 			s.one()/1e3, s.ratio(b.report.Machine.Cores))
 	}
 	return nil
@@ -100,6 +104,7 @@ func (b *bench) alone(ctx context.Context, s *burst) (err error) {
 func (b *bench) atOnce(ctx context.Context, s *burst) error {
 	type result struct {
 		id   string
+		made createSample
 		took time.Duration
 		err  error
 	}
@@ -109,7 +114,7 @@ func (b *bench) atOnce(ctx context.Context, s *burst) error {
 	for i := range results {
 		wg.Go(func() {
 			r := &results[i]
-			if r.id, _, r.err = b.create(ctx, false); r.err == nil {
+			if r.id, r.made, r.err = b.create(ctx, false); r.err == nil {
 				_, r.err = b.host.exec(ctx, r.id, "/bin/true")
 			}
 			r.took = time.Since(began)
@@ -124,6 +129,9 @@ func (b *bench) atOnce(ctx context.Context, s *burst) error {
 			say("  one of %d at once: %v", s.AtOnce, r.err)
 		} else {
 			s.Each = append(s.Each, micros(r.took))
+		}
+		if _, ok := r.made.Stages[fellBack]; ok {
+			s.Booted++
 		}
 		if r.id != "" {
 			ids = append(ids, r.id)

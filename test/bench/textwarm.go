@@ -51,13 +51,13 @@ func (r *report) burstText(line liner) {
 	line("## Many creates at once\n")
 	line("Warm creates and an exec in each, all at the same time, until the last has its result. The bound is their processor time on %d cores: that of one alone,", cores)
 	line("its VMM's until the result and hutchd's share of a row of them, measured just before.\n")
-	line("| at once | runs | failed | wall | one alone, processor time | wall / (processor time of all / cores) | target |\n|---|---|---|---|---|---|---|")
-	failed := 0
+	line("| at once | runs | failed | booted instead | wall | one alone, processor time | wall / (processor time of all / cores) | target |\n|---|---|---|---|---|---|---|---|")
+	failed, booted := 0, 0
 	for _, s := range r.Bursts {
-		failed += s.Failed
+		failed, booted = failed+s.Failed, booted+s.Booted
 	}
 	ratio := spreadOf(r.Bursts, func(s burst) float64 { return s.ratio(cores) })
-	line("| %d | %d | %d: %s | %s | %s | %s | %.1f: %s |\n", r.Bursts[0].AtOnce, len(r.Bursts), failed, verdict(failed == 0),
+	line("| %d | %d | %d: %s | %d | %s | %s | %s | %.1f: %s |\n", r.Bursts[0].AtOnce, len(r.Bursts), failed, verdict(failed == 0), booted,
 		spreadOf(r.Bursts, func(s burst) float64 { return float64(s.Wall) }).format(" s", 1e6, 2),
 		spreadOf(r.Bursts, burst.one).format(" ms", 1e3, 0), ratio.format("", 1, 2), burstTarget, verdict(ratio.median <= burstTarget))
 }
