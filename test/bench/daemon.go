@@ -42,11 +42,17 @@ type daemon struct {
 	snapshots hostagentv1connect.SnapshotServiceClient
 }
 
-// startDaemon starts hutchd on hard links of a prepared root, and returns when
-// it answers. The caller stops it.
-func startDaemon(ctx context.Context, scratch, prepared string) (*daemon, error) {
-	d := &daemon{root: filepath.Join(scratch, "root"), socket: filepath.Join(scratch, "run/hutchd.sock"), ended: make(chan struct{})}
-	if err := os.Mkdir(d.root, 0o711); err != nil {
+// startDaemon starts hutchd in dir, which need not exist, on hard links of a
+// prepared root, and returns when it answers. It starts spares sandboxes ahead.
+// The caller stops it.
+func startDaemon(ctx context.Context, dir, prepared string, spares int) (*daemon, error) {
+	d := &daemon{root: filepath.Join(dir, "root"), socket: filepath.Join(dir, "run/hutchd.sock"), ended: make(chan struct{})}
+	// VMMs run as users of their own and must get to their files.
+	if err := os.MkdirAll(d.root, 0o711); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(dir, "hutchd.toml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "[warm]\nspares = %d\n", spares), 0o600); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{"kernels", "images", "templates"} {
@@ -55,7 +61,7 @@ func startDaemon(ctx context.Context, scratch, prepared string) (*daemon, error)
 		}
 	}
 	d.argv = []string{
-		"bin/hutchd", "--root", d.root, "--run-dir", filepath.Dir(d.socket), "--listen", "unix:" + d.socket, "--log-level", "warn", "--stop-vms",
+		"bin/hutchd", "--config", config, "--root", d.root, "--run-dir", filepath.Dir(d.socket), "--listen", "unix:" + d.socket, "--log-level", "warn", "--stop-vms",
 	}
 	d.cmd = exec.Command(d.argv[0], d.argv[1:]...)
 	d.cmd.Stdout, d.cmd.Stderr = os.Stderr, os.Stderr

@@ -86,13 +86,15 @@ func run(ctx context.Context, root, out string, p plan) (err error) {
 		return errors.Join(err, os.RemoveAll(scratch))
 	}
 	r := &report{Version: 1, At: time.Now().UTC().Truncate(time.Second), Plan: p, Machine: readMachine()}
-	b := &bench{plan: p, report: r, scratch: scratch}
+	b := &bench{plan: p, report: r, scratch: scratch, prepared: root}
 	defer func() { err = errors.Join(err, b.close(), os.RemoveAll(scratch)) }()
 	rows, err := b.chosen()
 	if err != nil {
 		return err
 	}
-	if b.host, err = startDaemon(ctx, scratch, root); err != nil {
+	// Without spares a create does all its work while its caller waits, and nothing
+	// goes on behind what is measured next.
+	if b.host, err = startDaemon(ctx, scratch, root, 0); err != nil {
 		return err
 	}
 	if err := b.prepare(ctx); err != nil {
@@ -112,12 +114,13 @@ func run(ctx context.Context, root, out string, p plan) (err error) {
 
 // bench is one run.
 type bench struct {
-	plan    plan
-	report  *report
-	scratch string
-	host    *daemon
-	bare    barePlan
-	saved   *bareSaved // what restored machines are made from; nil: not made yet
+	plan     plan
+	report   *report
+	scratch  string
+	prepared string // root
+	host     *daemon
+	bare     barePlan
+	saved    *bareSaved // what restored machines are made from; nil: not made yet
 }
 
 func (b *bench) close() error {

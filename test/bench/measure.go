@@ -22,8 +22,12 @@ const templateName = "minimal"
 // create makes a sandbox and tells how long the reply took. Unless it is to be
 // cold, it is made from a warm template, if there is one.
 func (b *bench) create(ctx context.Context, cold bool) (id string, s createSample, err error) {
+	return b.createOn(ctx, b.host, cold)
+}
+
+func (b *bench) createOn(ctx context.Context, d *daemon, cold bool) (id string, s createSample, err error) {
 	began := time.Now()
-	res, err := b.host.host.CreateSandbox(ctx, connect.NewRequest(&hostagentv1.CreateSandboxRequest{
+	res, err := d.host.CreateSandbox(ctx, connect.NewRequest(&hostagentv1.CreateSandboxRequest{
 		Template: templateName, MemoryMb: int32(b.plan.MemoryMB), DiskSizeMb: int32(b.plan.DiskSizeMB), ColdStart: cold, //nolint:gosec // constants of this program
 	}))
 	s.Hutch = micros(time.Since(began))

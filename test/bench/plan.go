@@ -26,6 +26,7 @@ type plan struct {
 	DiskSizeMB int   `json:"disk_size_mb"`
 
 	Warm   int   `json:"warm_creates"`
+	Spares int   `json:"spare_creates"`
 	Sleeps int   `json:"hibernations"`
 	Forks  int   `json:"forks"`
 	Bursts int   `json:"bursts"`
@@ -41,7 +42,7 @@ func fullPlan() plan {
 	return plan{
 		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 7, CopyBytes: 32 << 20, Pauses: 200, Deaths: 5,
 		Sandboxes: []int{0, 1, 10, 20}, IdleSec: 30, MemoryMB: 128, DiskSizeMB: 5120,
-		Warm: 40, Sleeps: 12, Forks: 12, Bursts: 5, AtOnce: 20, Alone: 8, Clones: []int{1, 10, 40},
+		Warm: 40, Spares: 20, Sleeps: 12, Forks: 12, Bursts: 5, AtOnce: 20, Alone: 8, Clones: []int{1, 10, 40},
 		Rivals: 10, RivalExecs: 30,
 	}
 }
@@ -51,7 +52,7 @@ func quickPlan() plan {
 	return plan{
 		Quick: true, Creates: 2, Execs: 10, CLIExecs: 2, Copies: 2, CopyBytes: 8 << 20, Pauses: 10, Deaths: 2,
 		Sandboxes: []int{0, 1}, IdleSec: 3, MemoryMB: 128, DiskSizeMB: 5120,
-		Warm: 4, Sleeps: 2, Forks: 2, Bursts: 1, AtOnce: 5, Alone: 2, Clones: []int{1, 3},
+		Warm: 4, Spares: 4, Sleeps: 2, Forks: 2, Bursts: 1, AtOnce: 5, Alone: 2, Clones: []int{1, 3},
 		Rivals: 2, RivalExecs: 3,
 	}
 }
@@ -69,6 +70,7 @@ func (b *bench) rows() []row {
 		{"deaths", b.measureDeaths},
 		{"idle", b.measureIdle},
 		{"warm", b.measureWarm},
+		{"spare", b.measureSpare},
 		{"sleep", b.measureSleep},
 		{"fork", b.measureFork},
 		{"burst", b.measureBurst},

@@ -83,7 +83,7 @@ func (b *bench) measureRivals(ctx context.Context) (err error) {
 func (b *bench) asRival(id string) *rival {
 	return &rival{
 		starts: []side{{name: sideHutch, do: func(ctx context.Context) ([]time.Duration, error) {
-			took, _, err := b.createToTrue(ctx, false)
+			took, _, err := b.createToTrue(ctx, b.host, false)
 			return []time.Duration{took}, err
 		}}, {name: sideCold, every: 2, do: b.coldSide}},
 		execs: []side{{name: sideHutch, do: func(ctx context.Context) ([]time.Duration, error) {

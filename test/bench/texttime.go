@@ -24,6 +24,7 @@ func (r *report) timeTable(line liner) {
 		{"the same by `hutch exec`, process start to exit", r.CLIExec, " ms", 1e3, 0},
 		{"pause and resume", r.Pause, " ms", 1e3, 0},
 		{"warm create to the result of its first exec", r.contest(createToExec).pairs(sideFloor, sideHutch), " ms", 1e3, warmTarget},
+		{"the same that takes a spare, started ahead of it", r.contest(spareContest).pairs(sideFloor, sideHutch), " ms", 1e3, warmTarget},
 		{"hibernate, API call to reply", r.contest(sleepContest).pairs(sideFloor, sideHutch), " ms", 1e3, 0},
 		{"resume to the result of its first exec", r.contest(wakeContest).pairs(sideFloor, sideHutch), " ms", 1e3, 0},
 		{"fork of a running sandbox to the result of the copy's first exec", r.contest(forkContest).pairs(sideFloor, sideHutch), " ms", 1e3, 0},
@@ -82,6 +83,8 @@ func (r *report) copyFloors(line liner) {
 	line("- **warm create**: QEMU started with the devices of a bare machine that stood still, as hutch's own copies are (`xen-save-devices-state`, `-incoming`), on a private mapping of its")
 	line("  memory, which is in RAM, sealed, and has holes where it was zero. Its data disk is copied before the clock starts. The clock runs from the start of the process to the answer to `exec /bin/true`,")
 	line("  which the machine had run once before it was written down, as hutch's template has.")
+	line("  hutch's side is a hutchd with `spares = 0`, as in all other rows: it does all its work while the caller waits. With a spare, hutchd's default, most of it was done before; what the spare")
+	line("  itself takes shows in no time here, and it is ready again before the next side has its turn.")
 	line("- **hibernate**: `stop`, the devices and the memory that is not zero written to the disk of the sandboxes, `fsync`, and the end of the process. No digests.")
 	line("- **resume**: QEMU started on a private mapping of that file, to the answer to its first exec. Nothing is checked.")
 	line("- **fork**: `stop`, the devices, the memory that is not zero into RAM, a copy of the data disk, `cont`; then QEMU started from that as for a warm create. No pause of the guest's own.")

@@ -6,11 +6,14 @@ import (
 
 // warmText tells what a warm create is to a cold one, and where its time goes.
 func (r *report) warmText(line liner) {
-	c := r.contest(createToExec)
-	if faster := c.pairs(sideHutch, sideCold); len(faster) > 0 {
-		ratio := spreadOf(faster, sample.ratio)
-		line("A create to the result of its first exec takes %s cold and %s warm: cold is %s times as long (target at least %d: %s).\n",
-			spreadOf(c.times(sideCold), asFloat).format(" s", 1e6, 2), spreadOf(c.times(sideHutch), asFloat).format(" s", 1e6, 2),
+	for _, warm := range []struct{ contest, word string }{{createToExec, "warm"}, {spareContest, "of a spare"}} {
+		c := r.contest(warm.contest)
+		ratio := spreadOf(c.pairs(sideHutch, sideCold), sample.ratio)
+		if len(c.times(sideCold)) == 0 {
+			continue
+		}
+		line("A create to the result of its first exec takes %s cold and %s %s: cold is %s times as long (target at least %d: %s).\n",
+			spreadOf(c.times(sideCold), asFloat).format(" s", 1e6, 2), spreadOf(c.times(sideHutch), asFloat).format(" s", 1e6, 2), warm.word,
 			ratio.format("", 1, 1), coldTarget, verdict(ratio.median >= coldTarget))
 	}
 	if len(r.WarmStages) == 0 {

@@ -29,12 +29,10 @@ func (b *bench) prepareWarm(ctx context.Context) error {
 	if b.saved != nil {
 		return nil
 	}
-	_, err := b.host.templates.WarmTemplate(ctx, connect.NewRequest(&hostagentv1.WarmTemplateRequest{
-		Name: templateName, MemoryMb: int32(b.plan.MemoryMB), DiskSizeMb: int32(b.plan.DiskSizeMB), //nolint:gosec // constants of this program
-	}))
-	if err != nil {
-		return fmt.Errorf("make the template warm: %w", err)
+	if err := b.makeWarm(ctx, b.host); err != nil {
+		return err
 	}
+	var err error
 	if b.saved, err = b.saveBare(ctx); err != nil {
 		return err
 	}
@@ -45,6 +43,16 @@ func (b *bench) prepareWarm(ctx context.Context) error {
 	}
 	b.report.Commands.BareRestored = m.argv
 	return m.end()
+}
+
+func (b *bench) makeWarm(ctx context.Context, d *daemon) error {
+	_, err := d.templates.WarmTemplate(ctx, connect.NewRequest(&hostagentv1.WarmTemplateRequest{
+		Name: templateName, MemoryMb: int32(b.plan.MemoryMB), DiskSizeMb: int32(b.plan.DiskSizeMB), //nolint:gosec // constants of this program
+	}))
+	if err != nil {
+		return fmt.Errorf("make the template warm: %w", err)
+	}
+	return nil
 }
 
 // saveBare boots a bare machine, has it run once what its copies are asked to
@@ -97,15 +105,15 @@ func (b *bench) restoreFloor(ctx context.Context) ([]time.Duration, error) {
 
 // createToTrue makes a sandbox, runs /bin/true in it, and destroys it after the
 // clock has stopped.
-func (b *bench) createToTrue(ctx context.Context, cold bool) (took time.Duration, s createSample, err error) {
+func (b *bench) createToTrue(ctx context.Context, d *daemon, cold bool) (took time.Duration, s createSample, err error) {
 	began := time.Now()
-	id, s, err := b.create(ctx, cold)
+	id, s, err := b.createOn(ctx, d, cold)
 	if err != nil {
 		return 0, s, err
 	}
-	_, err = b.host.exec(ctx, id, "/bin/true")
+	_, err = d.exec(ctx, id, "/bin/true")
 	took = time.Since(began)
-	return took, s, errors.Join(err, b.host.destroy(ctx, id))
+	return took, s, errors.Join(err, d.destroy(ctx, id))
 }
 
 // measureWarm measures a warm create to the result of its first exec, against
@@ -124,13 +132,13 @@ func (b *bench) measureWarm(ctx context.Context) error {
 }
 
 func (b *bench) warmSide(ctx context.Context) ([]time.Duration, error) {
-	took, s, err := b.createToTrue(ctx, false)
+	took, s, err := b.createToTrue(ctx, b.host, false)
 	b.report.WarmStages = append(b.report.WarmStages, warmStages{s.Stages, s.Hutch, micros(took) - s.Hutch})
 	return []time.Duration{took}, err
 }
 
 func (b *bench) coldSide(ctx context.Context) ([]time.Duration, error) {
-	took, _, err := b.createToTrue(ctx, true)
+	took, _, err := b.createToTrue(ctx, b.host, true)
 	return []time.Duration{took}, err
 }
 
