@@ -52,7 +52,7 @@ func startDaemon(ctx context.Context, dir, prepared string, spares int) (*daemon
 		return nil, err
 	}
 	config := filepath.Join(dir, "hutchd.toml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, "[warm]\nspares = %d\n", spares), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, "[warm]\nauto = false\nspares = %d\n", spares), 0o600); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{"kernels", "images", "templates"} {
