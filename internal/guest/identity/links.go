@@ -65,9 +65,22 @@ func (n *netlinkLinks) Apply(p LinkParams) error {
 	return dropGateways(link, p.Gateway)
 }
 
+// list asks the kernel again when something changed while it told: a link that
+// has just come up gets addresses of its own meanwhile. See NLM_F_DUMP_INTR in
+// netlink(7).
+func list[T any](ask func() ([]T, error)) (all []T, err error) {
+	const tries = 20
+	for range tries {
+		if all, err = ask(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // setAddress leaves the link with want as its only address of a global scope.
 func setAddress(link netlink.Link, want netip.Prefix) error {
-	old, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	old, err := list(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -121,7 +134,7 @@ func setGateway(link netlink.Link, gateway netip.Addr) error {
 // dropGateways removes the default routes of the link by any gateway but keep.
 // IPv4 ones went with the address that they need; IPv6 ones stay behind.
 func dropGateways(link netlink.Link, keep netip.Addr) error {
-	routes, err := netlink.RouteList(link, netlink.FAMILY_ALL)
+	routes, err := list(func() ([]netlink.Route, error) { return netlink.RouteList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}

@@ -80,10 +80,14 @@ func (m *Manager) publish(t *taken, name string) (*still, error) {
 	if err == nil {
 		err = t.seal()
 	}
-	if err != nil {
-		return nil, errors.Join(err, t.drop())
+	from := &origin{state: t.state, memory: t.memory}
+	if err == nil {
+		err = from.takeDisk(ctx, snap)
 	}
-	s := newStill(snap, &origin{state: t.state, memory: t.memory, data: snap.CopyData})
+	if err != nil {
+		return nil, errors.Join(err, t.drop(), m.p.Snapshots.Remove(t.id))
+	}
+	s := newStill(snap, from)
 	m.stock.add(s)
 	return s, nil
 }
