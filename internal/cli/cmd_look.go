@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"time"
@@ -12,31 +13,19 @@ import (
 )
 
 func (a *App) lsCommand() *cobra.Command {
-	var quiet bool
-	c := &cobra.Command{
-		Use: "ls", Aliases: []string{"ps", "list"}, Short: "List sandboxes", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			res, err := cl.host.ListSandboxes(cmd.Context(), connect.NewRequest(&hostagentv1.ListSandboxesRequest{}))
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(res.Msg, false)
-			}
-			if quiet {
-				for _, s := range res.Msg.GetSandboxes() {
-					fmt.Fprintln(a.Out, s.GetSandboxId())
-				}
-				return nil
-			}
-			return a.listTable(res.Msg.GetSandboxes(), time.Now())
+	c := listCommand(a, "List sandboxes", "print ids only",
+		func(ctx context.Context, cl *client) (*hostagentv1.ListSandboxesResponse, error) {
+			res, err := cl.host.ListSandboxes(ctx, connect.NewRequest(&hostagentv1.ListSandboxesRequest{}))
+			return answerOf(res, err)
 		},
-	}
-	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only")
+		func(m *hostagentv1.ListSandboxesResponse) (ids []string) {
+			for _, s := range m.GetSandboxes() {
+				ids = append(ids, s.GetSandboxId())
+			}
+			return ids
+		},
+		func(m *hostagentv1.ListSandboxesResponse) error { return a.listTable(m.GetSandboxes(), time.Now()) })
+	c.Aliases = append(c.Aliases, "ps")
 	return c
 }
 

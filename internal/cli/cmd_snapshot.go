@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -99,33 +100,20 @@ func (a *App) snapshotCreate() *cobra.Command {
 }
 
 func (a *App) snapshotLs() *cobra.Command {
-	var quiet bool
-	c := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List snapshots", Args: cobra.NoArgs,
-		Long: "Lists snapshots that have a name, templates that are kept warm, and the memories of\n" +
-			"hibernated sandboxes. USERS are the sandboxes that were made from each.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			res, err := cl.snapshots.ListSnapshots(cmd.Context(), connect.NewRequest(&hostagentv1.ListSnapshotsRequest{}))
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(res.Msg, false)
-			}
-			if quiet {
-				for _, s := range res.Msg.GetSnapshots() {
-					fmt.Fprintln(a.Out, s.GetSnapshotId())
-				}
-				return nil
-			}
-			return a.snapshotTable(res.Msg.GetSnapshots(), time.Now())
+	c := listCommand(a, "List snapshots", "print ids only",
+		func(ctx context.Context, cl *client) (*hostagentv1.ListSnapshotsResponse, error) {
+			res, err := cl.snapshots.ListSnapshots(ctx, connect.NewRequest(&hostagentv1.ListSnapshotsRequest{}))
+			return answerOf(res, err)
 		},
-	}
-	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only")
+		func(m *hostagentv1.ListSnapshotsResponse) (ids []string) {
+			for _, s := range m.GetSnapshots() {
+				ids = append(ids, s.GetSnapshotId())
+			}
+			return ids
+		},
+		func(m *hostagentv1.ListSnapshotsResponse) error { return a.snapshotTable(m.GetSnapshots(), time.Now()) })
+	c.Long = "Lists snapshots that have a name, templates that are kept warm, and the memories of\n" +
+		"hibernated sandboxes. USERS are the sandboxes that were made from each."
 	return c
 }
 
@@ -150,13 +138,6 @@ func (a *App) snapshotTable(list []*hostagentv1.Snapshot, now time.Time) error {
 		})
 	}
 	return a.table([]string{"SNAPSHOT", "NAME", "KIND", "FROM", "VCPUS", "MEMORY", "SIZE", "USERS", "AGE", "STATE"}, rows)
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }
 
 func (a *App) snapshotVerify() *cobra.Command {

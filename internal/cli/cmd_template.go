@@ -188,39 +188,29 @@ func (a *App) printTemplate(t *hostagentv1.Template) error {
 }
 
 func (a *App) templateLs() *cobra.Command {
-	var quiet bool
-	c := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List templates", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			res, err := cl.templates.ListTemplates(cmd.Context(), connect.NewRequest(&hostagentv1.ListTemplatesRequest{}))
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(res.Msg, false)
-			}
-			if quiet {
-				for _, t := range res.Msg.GetTemplates() {
-					fmt.Fprintln(a.Out, t.GetName())
-				}
-				return nil
-			}
-			var rows [][]string
-			for _, t := range res.Msg.GetTemplates() {
-				rows = append(rows, []string{
-					t.GetName(), fmt.Sprintf("%.19s", t.GetImageDigest()), size(t.GetSizeBytes()), size(t.GetDiskBytes()),
-					t.GetPlatform(), t.GetSource(), ago(time.Unix(t.GetCreatedAtUnix(), 0), time.Now()),
-				})
-			}
-			return a.table([]string{"TEMPLATE", "IMAGE", "SIZE", "ON DISK", "PLATFORM", "SOURCE", "AGE"}, rows)
+	return listCommand(a, "List templates", "print names only",
+		func(ctx context.Context, cl *client) (*hostagentv1.ListTemplatesResponse, error) {
+			res, err := cl.templates.ListTemplates(ctx, connect.NewRequest(&hostagentv1.ListTemplatesRequest{}))
+			return answerOf(res, err)
 		},
+		func(m *hostagentv1.ListTemplatesResponse) (names []string) {
+			for _, t := range m.GetTemplates() {
+				names = append(names, t.GetName())
+			}
+			return names
+		},
+		func(m *hostagentv1.ListTemplatesResponse) error { return a.templateTable(m.GetTemplates(), time.Now()) })
+}
+
+func (a *App) templateTable(list []*hostagentv1.Template, now time.Time) error {
+	var rows [][]string
+	for _, t := range list {
+		rows = append(rows, []string{
+			t.GetName(), fmt.Sprintf("%.19s", t.GetImageDigest()), size(t.GetSizeBytes()), size(t.GetDiskBytes()),
+			orDash(t.GetPlatform()), t.GetSource(), ago(time.Unix(t.GetCreatedAtUnix(), 0), now),
+		})
 	}
-	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "print names only")
-	return c
+	return a.table([]string{"TEMPLATE", "IMAGE", "SIZE", "ON DISK", "PLATFORM", "SOURCE", "AGE"}, rows)
 }
 
 func (a *App) templateInspect() *cobra.Command {

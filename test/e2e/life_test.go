@@ -30,6 +30,7 @@ type record struct {
 	Boots    int    `json:"boots"`
 	BootID   string `json:"boot_id"`
 	Snapshot string `json:"snapshot_id"`
+	Parent   string `json:"parent_sandbox_id"`
 	Then     string `json:"on_timeout"`
 	Auto     bool   `json:"auto_resume"`
 	Stages   []struct {
