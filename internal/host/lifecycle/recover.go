@@ -44,12 +44,13 @@ func (m *Manager) Start(ctx context.Context) error {
 	}
 	m.reclaimRunDirs()
 	m.reclaimSlots(ctx)
-	m.stock.open()
+	stale := m.stock.open()
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.phase == starting {
 		m.phase = open
+		m.wg.Go(func() { m.warm.again(stale) })
 	}
 	return nil
 }

@@ -151,7 +151,7 @@ func (s *spares) launch(rec sandbox.Record, o *boot, build *spareBuild) (*box, e
 }
 
 func (s *spares) plan(from *still) (*boot, sandbox.Record, error) {
-	shape := sandbox.Spec{Template: from.snap.Template, VCPUs: from.snap.Fits.VCPUs, MemoryMB: from.snap.Fits.MemoryMB, DiskMB: from.snap.DiskMB}
+	shape := shapeOf(from.snap)
 	src, err := s.m.hold(shape)
 	if err != nil {
 		return nil, sandbox.Record{}, err

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
+	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
 // Snapshots keeps snapshots. It is *snapshot.Store.
@@ -159,11 +160,11 @@ func newStock(m *Manager) *stock {
 // on tells whether this host can have stills at all.
 func (k *stock) on() bool { return k.m.p.Snapshots != nil && k.m.p.Driver.Caps().Snapshots }
 
-// open takes up the snapshots on disk. Those that nobody named, and that fit
-// neither this host nor any image any more, are removed.
-func (k *stock) open() {
+// open takes up the snapshots on disk. Warm templates that do not fit this host
+// any more, or whose image is gone, are removed; their shapes are returned.
+func (k *stock) open() (stale []sandbox.Spec) {
 	if !k.on() {
-		return
+		return nil
 	}
 	list, damaged := k.m.p.Snapshots.List()
 	if damaged != nil {
@@ -173,6 +174,7 @@ func (k *stock) open() {
 		if why := k.useless(s); why != nil {
 			k.m.p.Log.Info("warm template is of no use any more", slog.String("snapshot", s.ID), slog.Any("reason", why))
 			k.drop(s)
+			stale = append(stale, shapeOf(s))
 			continue
 		}
 		one := newStill(s, nil)
@@ -182,6 +184,12 @@ func (k *stock) open() {
 		k.mu.Unlock()
 	}
 	k.trim(nil)
+	return stale
+}
+
+// shapeOf is a spec of the shape that a snapshot has.
+func shapeOf(s *snapshot.Snapshot) sandbox.Spec {
+	return sandbox.Spec{Template: s.Template, VCPUs: s.Fits.VCPUs, MemoryMB: s.Fits.MemoryMB, DiskMB: s.DiskMB}
 }
 
 // useless tells why a snapshot is not worth keeping. Nil: it is.

@@ -162,16 +162,37 @@ func (w *warmer) wish(k warmKey, spec sandbox.Spec) {
 	}
 	w.m.wg.Go(func() {
 		defer func() { <-w.auto }()
-		if w.m.admission.whenCalm(w.m.closing) != nil {
-			return
-		}
-		if _, err := w.m.WarmTemplate(w.m.closing, spec); err != nil && w.m.closing.Err() == nil {
-			w.m.p.Log.Warn("template can't be made warm", slog.String("template", spec.Template), slog.Any("error", err))
+		if !w.warmQuietly(spec) {
 			w.mu.Lock()
 			w.failed[k] = true
 			w.mu.Unlock()
 		}
 	})
+}
+
+// again makes shapes warm whose templates did not fit any more.
+func (w *warmer) again(shapes []sandbox.Spec) {
+	for _, spec := range shapes {
+		select {
+		case w.auto <- struct{}{}:
+		case <-w.m.closing.Done():
+			return
+		}
+		w.warmQuietly(spec)
+		<-w.auto
+	}
+}
+
+// warmQuietly makes a shape warm when nothing else starts, for nobody who waits.
+func (w *warmer) warmQuietly(spec sandbox.Spec) bool {
+	err := w.m.admission.whenCalm(w.m.closing)
+	if err == nil {
+		_, err = w.m.WarmTemplate(w.m.closing, spec)
+	}
+	if err != nil && w.m.closing.Err() == nil {
+		w.m.p.Log.Warn("template can't be made warm", slog.String("template", spec.Template), slog.Any("error", err))
+	}
+	return err == nil
 }
 
 // build makes a warm template.
