@@ -145,7 +145,7 @@ func (NetworkPolicy_Mode) EnumDescriptor() ([]byte, []int) {
 
 type CreateSandboxRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Template to make the sandbox from. Default: "minimal".
+	// Template, or snapshot, to make the sandbox from. Default: "minimal".
 	Template string `protobuf:"bytes,1,opt,name=template,proto3" json:"template,omitempty"`
 	// Virtual CPUs. Default (0): the template's, or 1.
 	Vcpus int32 `protobuf:"varint,2,opt,name=vcpus,proto3" json:"vcpus,omitempty"`

@@ -191,7 +191,9 @@ type SandboxRecord struct {
 	// How many times it booted.
 	Boots int32 `protobuf:"varint,15,opt,name=boots,proto3" json:"boots,omitempty"`
 	// Calls and connections in flight now.
-	InFlight     int32        `protobuf:"varint,16,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	InFlight int32 `protobuf:"varint,16,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	// Where the time of its last start went: of its create, or of a resume that
+	// started a VM.
 	CreateStages []*StageTime `protobuf:"bytes,17,rep,name=create_stages,json=createStages,proto3" json:"create_stages,omitempty"`
 	// Unix milliseconds of the last change of state.
 	ChangedAtMs int64 `protobuf:"varint,18,opt,name=changed_at_ms,json=changedAtMs,proto3" json:"changed_at_ms,omitempty"`

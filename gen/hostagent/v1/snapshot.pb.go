@@ -773,7 +773,7 @@ const file_hostagent_v1_snapshot_proto_rawDesc = "" +
 	"\x12ForkSandboxRequest\x12I\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB*\xbaH'r%\x10\x01\x18(2\x1f^[a-z0-9]([a-z0-9-]*[a-z0-9])?$R\tsandboxId\x12\x1f\n" +
-	"\x05count\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\x05count\"\xeb\x01\n" +
+	"\x05count\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18@(\x00R\x05count\"\xeb\x01\n" +
 	"\x13ForkSandboxResponse\x12<\n" +
 	"\x05forks\x18\x01 \x03(\v2&.hostagent.v1.ForkSandboxResponse.ForkR\x05forks\x12%\n" +
 	"\x0estopped_micros\x18\x02 \x01(\x03R\rstoppedMicros\x1ao\n" +

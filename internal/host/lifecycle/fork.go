@@ -11,8 +11,9 @@ import (
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
-// maxForks bounds the copies that one call makes.
-const maxForks = 100
+// maxForks bounds the copies that one call makes. All of them must have a place
+// in the queue of starts, which has 64 unless told otherwise.
+const maxForks = 64
 
 // Fork makes count copies of a sandbox that runs or is paused, or none. They
 // run, each with an identity of its own. The source stands still once, for its

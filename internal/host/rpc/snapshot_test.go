@@ -91,7 +91,7 @@ func TestForkSandbox(t *testing.T) {
 		t.Error(d)
 	}
 	for want, m := range map[connect.Code]*hostagentv1.ForkSandboxRequest{
-		connect.CodeNotFound: {SandboxId: "sb-2", Count: 3}, connect.CodeInvalidArgument: {SandboxId: "sb-1", Count: 101},
+		connect.CodeNotFound: {SandboxId: "sb-2", Count: 3}, connect.CodeInvalidArgument: {SandboxId: "sb-1", Count: 65},
 	} {
 		if _, err := c.ForkSandbox(ctx, connect.NewRequest(m)); connect.CodeOf(err) != want {
 			t.Errorf("%v: %v, want %v", m, err, want)
