@@ -48,7 +48,9 @@ type VM interface {
 	// Exit tells how the VMM ended. It may be called after Done is closed.
 	Exit() Exit
 	// DialLink opens the byte channel to the guest agent. Only one connection
-	// is open at a time: a new one replaces the one before.
+	// is open at a time: a new one replaces the one before. A guest whose kernel
+	// does not run has room to note some 16 connections that come and go; of
+	// more than that it may miss the last one, until another comes.
 	DialLink(ctx context.Context) (net.Conn, error)
 	// Close lets go of the VM without ending it, so that another process may
 	// adopt it: it closes sockets and stops goroutines. After Kill it frees
