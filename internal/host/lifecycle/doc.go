@@ -25,10 +25,13 @@
 // state of every sandbox anew, so no change is missing from the events for long.
 //
 // A sandbox need not boot. A machine that stood still (origin.go) can be started
-// any number of times: a template that was made warm (warm.go), or, once, the
-// sandbox's own memory, when it was hibernated (hibernate.go). A copy that does
-// not work out becomes a boot. A memory is marked as used before its processors
-// run, for a second use would find a disk that it does not know.
+// any number of times: a template that was made warm (warm.go), a snapshot that
+// a caller named (named.go), another sandbox at one instant (fork.go), or, once,
+// the sandbox's own memory, when it was hibernated (hibernate.go). Those on disk,
+// and which of them are in RAM, are the stock (stock.go). A copy of a warm
+// template that does not work out becomes a boot; one is kept started ahead
+// (spares.go). A memory is marked as used before its processors run, for a second
+// use would find a disk that it does not know.
 //
 // Inactivity is counted from the end of the last use, from a resume, from the
 // start, from an explicit KeepAlive, or, after a restart of hutchd, from its
