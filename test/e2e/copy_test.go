@@ -282,11 +282,13 @@ func (w *twin) onTime() {
 	}
 }
 
-// watch is a program that notes, over and over, who it thinks that it is.
+// watch starts a program that notes, over and over, who it thinks that it is,
+// and returns when it has done so.
 const watch = `(while :; do
 	echo "$(cat /proc/sys/kernel/random/boot_id) $(hostname) $(cat /etc/machine-id)" >>/root/seen
 	sleep 0.05
-done) >/dev/null 2>&1 &`
+done) >/dev/null 2>&1 &
+until [ -s /root/seen ]; do sleep 0.05; done`
 
 // aHook notes who it runs for.
 const aHook = `mkdir -p /etc/hutch/restore.d
