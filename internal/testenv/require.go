@@ -66,12 +66,16 @@ func missingVM() string {
 	return ""
 }
 
-// Context returns a context that ends when the test does, or a little before
-// the deadline of the test run, so that a hanging test can still tell where it
-// hangs and clean up.
+// longest is what nothing that a test waits for takes, on a slow machine either.
+const longest = 6 * time.Minute
+
+// Context returns a context that ends when the test does, after longest, or a
+// little before the deadline of the test run: a test that hangs can still tell
+// where and clean up, and those after it have their turn.
 func Context(t testing.TB) context.Context {
 	t.Helper()
-	ctx := t.Context()
+	ctx, cancel := context.WithTimeout(t.Context(), longest)
+	t.Cleanup(cancel)
 	d, ok := t.(interface{ Deadline() (time.Time, bool) })
 	if !ok {
 		return ctx
@@ -80,7 +84,7 @@ func Context(t testing.TB) context.Context {
 	if !ok {
 		return ctx
 	}
-	ctx, cancel := context.WithDeadline(ctx, deadline.Add(-margin(time.Until(deadline))))
+	ctx, cancel = context.WithDeadline(ctx, deadline.Add(-margin(time.Until(deadline))))
 	t.Cleanup(cancel)
 	return ctx
 }
