@@ -104,14 +104,20 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec, fresh bool) (b 
 	return b, false, nil
 }
 
-// admitCreate takes room for a new sandbox. Where there is none, spares make
-// some.
+// admitCreate takes room for a new sandbox. Where there is none, what hutchd
+// started ahead makes some.
 func (m *Manager) admitCreate(memoryMB int) (*grant, *turn, error) {
 	g, t, err := m.admission.admit(memoryMB, true)
-	if fault.Is(err, fault.Exhausted) && m.spares.drop() {
+	if fault.Is(err, fault.Exhausted) && m.makeRoom() {
 		g, t, err = m.admission.admit(memoryMB, true)
 	}
 	return g, t, err
+}
+
+// makeRoom ends what hutchd started ahead, and tells whether there was any.
+func (m *Manager) makeRoom() bool {
+	spares, builds := m.spares.drop(), m.warm.giveWay()
+	return spares || builds
 }
 
 // planCreate says how a sandbox is to be made. The boot has neither a box nor a

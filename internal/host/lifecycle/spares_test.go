@@ -125,6 +125,34 @@ func TestSparesTakeNobodysRoom(t *testing.T) {
 	w.checkWhole(t, h.views())
 }
 
+// TestWarmingTakesNobodysRoom has a shape made warm by itself when there is room
+// for one more sandbox, which a caller then wants.
+func TestWarmingTakesNobodysRoom(t *testing.T) {
+	testenv.CheckGoroutines(t)
+	w := newWorld(t)
+	h := start(t, w, func(p *Params) {
+		p.Warm.Auto, p.Limits = true, Limits{MaxMemoryMB: 2 * 138}
+	})
+	h.s.gate("VM.Save")
+	h.create("sb-1", plain)
+	holds(t, "the shape is being made warm", func() bool { return len(h.views()) == 2 })
+	h.create("sb-2", plain)
+	if n := len(h.views()); n != 2 {
+		t.Errorf("%d sandboxes, want two", n)
+	}
+	h.s.mu.Lock()
+	delete(h.s.gates, "VM.Save")
+	h.s.mu.Unlock()
+	h.must(h.Destroy(h.c, "sb-2"))
+	h.must(h.Destroy(h.c, "sb-1"))
+	holds(t, "the shape is warm in the end", func() bool {
+		h.create("sb-3", plain) // whenever one is made, it is tried again
+		h.must(h.Destroy(h.c, "sb-3"))
+		list, err := h.p.Snapshots.List()
+		return err == nil && len(list) == 1
+	})
+}
+
 // TestSparesOfShapesUsedLast makes more shapes warm than there may be spares.
 func TestSparesOfShapesUsedLast(t *testing.T) {
 	testenv.CheckGoroutines(t)

@@ -67,7 +67,14 @@ type warmBuild struct {
 	done chan struct{}
 	snap *snapshot.Snapshot // set before done is closed
 	err  error
+
+	id    sandbox.ID // of the sandbox that is booted for it
+	asked bool       // a caller wants it; guarded by mu of warmer
+	gave  bool       // it gave way; guarded by mu of warmer
 }
+
+// errGaveWay ends what was made warm for nobody who waits.
+var errGaveWay = errors.New("its room was needed")
 
 func newWarmer(m *Manager) *warmer {
 	return &warmer{
@@ -80,6 +87,11 @@ func newWarmer(m *Manager) *warmer {
 // while it stands still, and destroyed. It returns at once what is warm already.
 // Zero values are those of a create.
 func (m *Manager) WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapshot.Snapshot, error) {
+	return m.warmTemplate(ctx, spec, true)
+}
+
+// warmTemplate is WarmTemplate; asked says that a caller wants it.
+func (m *Manager) warmTemplate(ctx context.Context, spec sandbox.Spec, asked bool) (*snapshot.Snapshot, error) {
 	if !m.stock.on() {
 		return nil, fault.New(fault.Unimplemented, "this host can't make warm templates")
 	}
@@ -103,7 +115,7 @@ func (m *Manager) WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapsho
 	if warm := m.stock.warm(k); warm != nil {
 		return warm.snap, nil
 	}
-	build, mine := m.warm.join(k)
+	build, mine := m.warm.join(k, asked)
 	if mine {
 		m.mu.Lock()
 		err := m.openLocked()
@@ -124,13 +136,14 @@ func (m *Manager) WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapsho
 }
 
 // join returns the build of a shape, and whether the caller is to do it.
-func (w *warmer) join(k warmKey) (b *warmBuild, mine bool) {
+func (w *warmer) join(k warmKey, asked bool) (b *warmBuild, mine bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if b := w.building[k]; b != nil {
+		b.asked = b.asked || asked
 		return b, false
 	}
-	b = &warmBuild{done: make(chan struct{})}
+	b = &warmBuild{done: make(chan struct{}), asked: asked, id: sandbox.ID("warm-" + randomHex(4))}
 	w.building[k] = b
 	return b, true
 }
@@ -162,7 +175,7 @@ func (w *warmer) wish(k warmKey, spec sandbox.Spec) {
 	}
 	w.m.wg.Go(func() {
 		defer func() { <-w.auto }()
-		if !w.warmQuietly(spec) {
+		if err := w.warmQuietly(spec); err != nil && !errors.Is(err, errGaveWay) {
 			w.mu.Lock()
 			w.failed[k] = true
 			w.mu.Unlock()
@@ -184,31 +197,56 @@ func (w *warmer) again(shapes []sandbox.Spec) {
 }
 
 // warmQuietly makes a shape warm when nothing else starts, for nobody who waits.
-func (w *warmer) warmQuietly(spec sandbox.Spec) bool {
+func (w *warmer) warmQuietly(spec sandbox.Spec) error {
 	err := w.m.admission.whenCalm(w.m.closing)
 	if err == nil {
-		_, err = w.m.WarmTemplate(w.m.closing, spec)
+		_, err = w.m.warmTemplate(w.m.closing, spec, false)
 	}
 	if err != nil && w.m.closing.Err() == nil {
 		w.m.p.Log.Warn("template can't be made warm", slog.String("template", spec.Template), slog.Any("error", err))
 	}
-	return err == nil
+	return err
+}
+
+// giveWay ends what is made warm for nobody who waits, and tells whether there
+// was any.
+func (w *warmer) giveWay() bool {
+	w.mu.Lock()
+	var tries []*attempt
+	for _, build := range w.building {
+		if b := w.m.lookup(build.id); b != nil && !build.asked {
+			build.gave = true
+			if a := b.askDestroy(sandbox.ByHost, errGaveWay.Error()); a != nil {
+				tries = append(tries, a)
+			}
+		}
+	}
+	w.mu.Unlock()
+	for _, a := range tries {
+		<-a.done
+	}
+	return len(tries) > 0
 }
 
 // build makes a warm template.
 func (w *warmer) build(k warmKey, spec sandbox.Spec, b *warmBuild) {
-	snap, err := w.make(k, spec)
+	snap, err := w.make(k, spec, b.id)
+	w.mu.Lock()
+	if err != nil && b.gave {
+		err = errGaveWay
+	}
+	w.mu.Unlock()
 	if err != nil {
 		err = fmt.Errorf("make template %s warm: %w", spec.Template, err)
 	}
 	w.finish(k, b, snap, err)
 }
 
-func (w *warmer) make(k warmKey, spec sandbox.Spec) (_ *snapshot.Snapshot, err error) {
+func (w *warmer) make(k warmKey, spec sandbox.Spec, id sandbox.ID) (_ *snapshot.Snapshot, err error) {
 	began := time.Now()
 	shape := bareSpec(spec, warmPurpose)
 	shape.ColdStart, shape.Network = true, sandbox.Policy{Mode: sandbox.ModeNone}
-	view, err := w.m.Create(w.m.closing, sandbox.ID("warm-"+randomHex(4)), shape)
+	view, err := w.m.Create(w.m.closing, id, shape)
 	if err != nil {
 		return nil, err
 	}
