@@ -72,22 +72,13 @@ func (m *Manager) publish(t *taken, name string) (*still, error) {
 		return nil, errors.Join(err, t.drop())
 	}
 	config := guestDefaults(t.rec)
-	snap, err := t.draft.Publish(ctx, snapshot.Manifest{
-		ID: t.id, Kind: snapshot.Named, Name: name, CreatedAt: time.Now(), Fits: t.fit, DiskMB: t.rec.Spec.DiskMB,
-		ImageDigest: t.rec.ImageDigest, Template: t.rec.Spec.Template, Source: t.rec.ID, Parent: t.rec.Snapshot,
+	s, err := t.publish(ctx, m, snapshot.Manifest{
+		Kind: snapshot.Named, Name: name, Source: t.rec.ID, Parent: t.rec.Snapshot,
 		Env: config.Env, User: config.DefaultUser, Cwd: config.DefaultCwd,
-	}, t.state, t.memory)
-	if err == nil {
-		err = t.seal()
-	}
-	from := &origin{state: t.state, memory: t.memory}
-	if err == nil {
-		err = from.takeDisk(ctx, snap)
-	}
+	})
 	if err != nil {
-		return nil, errors.Join(err, t.drop(), m.p.Snapshots.Remove(t.id))
+		return nil, err
 	}
-	s := newStill(snap, from)
 	m.stock.add(s)
 	return s, nil
 }

@@ -255,8 +255,6 @@ func (m *Manager) unhide(b *box) error {
 	return nil
 }
 
-const roomNeeded = "the room of a spare was needed"
-
 // drop destroys all spares, those in the making too, and tells whether there
 // were any.
 func (s *spares) drop() bool {

@@ -22,6 +22,11 @@ type taken struct {
 	stopped time.Duration // how long the sandbox stood still
 }
 
+// newTaken is what was captured of a sandbox; its disk is still to be copied.
+func newTaken(b *box, c *capture) *taken {
+	return &taken{capture: c, id: snapshot.NewID(), rec: b.rec, fit: c.fits(b)}
+}
+
 // take asks a sandbox for what it is now. It goes on.
 func (m *Manager) take(ctx context.Context, b *box, op string) (t *taken, err error) {
 	// Once begun it is waited for: it is short, and t is the caller's.
@@ -50,7 +55,7 @@ func (b *box) take(op string) (*taken, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &taken{capture: c, id: snapshot.NewID(), rec: b.rec, fit: c.fits(b)}
+	t := newTaken(b, c)
 	err = t.copyDisk(ctx, b, op)
 	err = errors.Join(err, b.wakeUp())
 	t.stopped = time.Since(began)
@@ -72,6 +77,25 @@ func (t *taken) copyDisk(ctx context.Context, b *box, op string) error {
 	}
 	t.draft = draft
 	return b.m.p.Disks.Clone(ctx, b.m.p.Records.DataDisk(b.id), draft.Data())
+}
+
+// publish makes a snapshot of what was taken, of the kind and with what
+// else only some kinds have. Of one that fails nothing is left.
+func (t *taken) publish(ctx context.Context, m *Manager, as snapshot.Manifest) (*still, error) {
+	as.ID, as.CreatedAt, as.Fits, as.DiskMB = t.id, time.Now(), t.fit, t.rec.Spec.DiskMB
+	as.ImageDigest, as.Template = t.rec.ImageDigest, t.rec.Spec.Template
+	snap, err := t.draft.Publish(ctx, as, t.state, t.memory)
+	if err == nil {
+		err = t.seal()
+	}
+	from := &origin{state: t.state, memory: t.memory}
+	if err == nil {
+		err = from.takeDisk(ctx, snap)
+	}
+	if err != nil {
+		return nil, errors.Join(err, t.drop(), m.p.Snapshots.Remove(t.id))
+	}
+	return newStill(snap, from), nil
 }
 
 // seal makes what was taken something that nobody can change.

@@ -73,8 +73,11 @@ type warmBuild struct {
 	gave  bool       // it gave way; guarded by mu of warmer
 }
 
+// roomNeeded is why a sandbox of hutchd's own went.
+const roomNeeded = "its room was needed"
+
 // errGaveWay ends what was made warm for nobody who waits.
-var errGaveWay = errors.New("its room was needed")
+var errGaveWay = errors.New(roomNeeded)
 
 func newWarmer(m *Manager) *warmer {
 	return &warmer{
@@ -191,18 +194,23 @@ func (w *warmer) again(shapes []sandbox.Spec) {
 		case <-w.m.closing.Done():
 			return
 		}
-		w.warmQuietly(spec)
+		_ = w.warmQuietly(spec) // logged; the next may do
 		<-w.auto
 	}
 }
 
 // warmQuietly makes a shape warm when nothing else starts, for nobody who waits.
+// It logs its error.
 func (w *warmer) warmQuietly(spec sandbox.Spec) error {
 	err := w.m.admission.whenCalm(w.m.closing)
 	if err == nil {
 		_, err = w.m.warmTemplate(w.m.closing, spec, false)
 	}
-	if err != nil && w.m.closing.Err() == nil {
+	switch {
+	case err == nil || w.m.closing.Err() != nil:
+	case errors.Is(err, errGaveWay):
+		w.m.p.Log.Info("template is not made warm now", slog.String("template", spec.Template), slog.Any("error", err))
+	default:
 		w.m.p.Log.Warn("template can't be made warm", slog.String("template", spec.Template), slog.Any("error", err))
 	}
 	return err
@@ -216,7 +224,7 @@ func (w *warmer) giveWay() bool {
 	for _, build := range w.building {
 		if b := w.m.lookup(build.id); b != nil && !build.asked {
 			build.gave = true
-			if a := b.askDestroy(sandbox.ByHost, errGaveWay.Error()); a != nil {
+			if a := b.askDestroy(sandbox.ByHost, roomNeeded); a != nil {
 				tries = append(tries, a)
 			}
 		}
@@ -285,7 +293,7 @@ func bareSpec(shape sandbox.Spec, purpose string) sandbox.Spec {
 }
 
 // writeWarm writes the sandbox down as a warm template. It does not go on.
-func (b *box) writeWarm(k warmKey) (_ *still, err error) {
+func (b *box) writeWarm(k warmKey) (*still, error) {
 	ctx, cancel := context.WithTimeout(b.life, warmTime)
 	defer cancel()
 	b.exercise(ctx)
@@ -294,38 +302,15 @@ func (b *box) writeWarm(k warmKey) (_ *still, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			c.close()
-		}
-	}()
-	if err := c.fits(b).Check(k.fits); err != nil {
-		return nil, err
-	}
-	id := snapshot.NewID()
-	draft, err := b.m.p.Snapshots.Begin(id)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.m.p.Disks.Clone(ctx, b.m.p.Records.DataDisk(b.id), draft.Data()); err != nil {
-		return nil, errors.Join(err, draft.Drop())
-	}
-	snap, err := draft.Publish(ctx, snapshot.Manifest{
-		ID: id, Kind: snapshot.Warm, CreatedAt: time.Now(), Fits: k.fits, DiskMB: k.diskMB,
-		ImageDigest: b.rec.ImageDigest, Template: b.rec.Spec.Template,
-	}, c.state, c.memory)
-	if err != nil {
-		return nil, err
-	}
-	o := &origin{state: c.state, memory: c.memory}
-	err = errors.Join(snapshot.Seal(c.memory), snapshot.Seal(c.state))
+	t := newTaken(b, c)
+	err = t.fit.Check(k.fits)
 	if err == nil {
-		err = o.takeDisk(ctx, snap)
+		err = t.copyDisk(ctx, b, "warm")
 	}
 	if err != nil {
-		return nil, errors.Join(err, b.m.p.Snapshots.Remove(id))
+		return nil, errors.Join(err, t.drop())
 	}
-	return newStill(snap, o), nil
+	return t.publish(ctx, b.m, snapshot.Manifest{Kind: snapshot.Warm})
 }
 
 // exercise has the guest do once what its copies are asked first, so that they
