@@ -32,6 +32,17 @@ func (a *App) resumeCommand() *cobra.Command {
 	})
 }
 
+func (a *App) trimCommand() *cobra.Command {
+	return a.eachCommand("trim SANDBOX...", "Give the disk blocks that sandboxes do not use back to the host", func(ctx context.Context, c *client, id string) error {
+		res, err := c.sandboxes.TrimSandbox(ctx, connect.NewRequest(&hostagentv1.TrimSandboxRequest{SandboxId: id}))
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(a.Err, "%s: the host has %s more (%s)\n", id, size(int64(res.Msg.GetFreedBytes())), res.Msg.GetResult()) //nolint:gosec // a disk's size
+		return nil
+	})
+}
+
 func (a *App) rmCommand() *cobra.Command {
 	var all bool
 	c := a.eachCommand("rm SANDBOX...", "Destroy sandboxes", func(ctx context.Context, c *client, id string) error {

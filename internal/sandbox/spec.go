@@ -85,6 +85,8 @@ type Spec struct {
 	AutoResume bool `json:"auto_resume,omitempty"`
 	// ColdStart asks for a boot, also where there is a warm template.
 	ColdStart bool `json:"cold_start,omitempty"`
+	// TestFeatures turns on what only tests need in the guest.
+	TestFeatures bool `json:"test_features,omitempty"`
 	// Purpose says what hutchd itself made it for; empty: a caller did. Such a
 	// sandbox is not listed, and the next hutchd destroys it.
 	Purpose string `json:"purpose,omitempty"`

@@ -94,3 +94,7 @@ func Context(t testing.TB) context.Context {
 func margin(left time.Duration) time.Duration {
 	return min(left/10, 10*time.Second)
 }
+
+// Soak reports whether tests are to take sizes and repetitions for which there
+// is no time in every run: HUTCH_SOAK=1.
+func Soak() bool { return os.Getenv("HUTCH_SOAK") != "" }

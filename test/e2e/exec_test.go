@@ -208,9 +208,9 @@ func TestCopies(t *testing.T) {
 		}
 	})
 	t.Run("a big file there and back", func(t *testing.T) {
-		size := int64(2 << 30)
-		if testing.Short() {
-			size = 64 << 20
+		size := int64(256 << 20) // more than either side may keep
+		if testenv.Soak() {
+			size = 2 << 30
 		}
 		bigFile(t, d, id, filepath.Join(local, "big"), size)
 	})

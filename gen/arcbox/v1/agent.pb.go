@@ -630,10 +630,13 @@ func (x *DiskTrimResponse) GetBytesTrimmed() uint64 {
 // PortBindingsChanged tells the full set of published ports of a container.
 type PortBindingsChanged struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Container id.
+	// Who publishes: a container by its full id, a Kubernetes Service as
+	// "service/NAMESPACE/NAME", or the cluster's API as "kubernetes".
 	ContainerId string `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	// All bindings that are open now.
-	Bindings      []*PortBinding `protobuf:"bytes,2,rep,name=bindings,proto3" json:"bindings,omitempty"`
+	// All bindings that are open now. Host port 0: any that is free.
+	Bindings []*PortBinding `protobuf:"bytes,2,rep,name=bindings,proto3" json:"bindings,omitempty"`
+	// The container's name, for people.
+	Name          string `protobuf:"bytes,20,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -682,10 +685,17 @@ func (x *PortBindingsChanged) GetBindings() []*PortBinding {
 	return nil
 }
 
+func (x *PortBindingsChanged) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // PortBindingsRemoved tells that a container publishes no port any more.
 type PortBindingsRemoved struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Container id.
+	// As in PortBindingsChanged.
 	ContainerId   string `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -729,6 +739,309 @@ func (x *PortBindingsRemoved) GetContainerId() string {
 }
 
 // ServiceStatus is the state of one supervised service.
+type WatchPortsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchPortsRequest) Reset() {
+	*x = WatchPortsRequest{}
+	mi := &file_arcbox_v1_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchPortsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchPortsRequest) ProtoMessage() {}
+
+func (x *WatchPortsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_arcbox_v1_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchPortsRequest.ProtoReflect.Descriptor instead.
+func (*WatchPortsRequest) Descriptor() ([]byte, []int) {
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+type WatchPortsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts the events of one agent from 1; a stream's are in order, with gaps
+	// where one replaced another.
+	Sequence uint64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*WatchPortsResponse_Changed
+	//	*WatchPortsResponse_Removed
+	//	*WatchPortsResponse_Synced
+	Event         isWatchPortsResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchPortsResponse) Reset() {
+	*x = WatchPortsResponse{}
+	mi := &file_arcbox_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchPortsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchPortsResponse) ProtoMessage() {}
+
+func (x *WatchPortsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_arcbox_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchPortsResponse.ProtoReflect.Descriptor instead.
+func (*WatchPortsResponse) Descriptor() ([]byte, []int) {
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *WatchPortsResponse) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *WatchPortsResponse) GetEvent() isWatchPortsResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *WatchPortsResponse) GetChanged() *PortBindingsChanged {
+	if x != nil {
+		if x, ok := x.Event.(*WatchPortsResponse_Changed); ok {
+			return x.Changed
+		}
+	}
+	return nil
+}
+
+func (x *WatchPortsResponse) GetRemoved() *PortBindingsRemoved {
+	if x != nil {
+		if x, ok := x.Event.(*WatchPortsResponse_Removed); ok {
+			return x.Removed
+		}
+	}
+	return nil
+}
+
+func (x *WatchPortsResponse) GetSynced() *PortsSynced {
+	if x != nil {
+		if x, ok := x.Event.(*WatchPortsResponse_Synced); ok {
+			return x.Synced
+		}
+	}
+	return nil
+}
+
+type isWatchPortsResponse_Event interface {
+	isWatchPortsResponse_Event()
+}
+
+type WatchPortsResponse_Changed struct {
+	// All bindings of one owner, as they are now.
+	Changed *PortBindingsChanged `protobuf:"bytes,2,opt,name=changed,proto3,oneof"`
+}
+
+type WatchPortsResponse_Removed struct {
+	// An owner without bindings from now on.
+	Removed *PortBindingsRemoved `protobuf:"bytes,3,opt,name=removed,proto3,oneof"`
+}
+
+type WatchPortsResponse_Synced struct {
+	// All that was published when the stream began has been told: what an
+	// earlier stream told and this one did not is no more.
+	Synced *PortsSynced `protobuf:"bytes,4,opt,name=synced,proto3,oneof"`
+}
+
+func (*WatchPortsResponse_Changed) isWatchPortsResponse_Event() {}
+
+func (*WatchPortsResponse_Removed) isWatchPortsResponse_Event() {}
+
+func (*WatchPortsResponse_Synced) isWatchPortsResponse_Event() {}
+
+type PortsSynced struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortsSynced) Reset() {
+	*x = PortsSynced{}
+	mi := &file_arcbox_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortsSynced) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortsSynced) ProtoMessage() {}
+
+func (x *PortsSynced) ProtoReflect() protoreflect.Message {
+	mi := &file_arcbox_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortsSynced.ProtoReflect.Descriptor instead.
+func (*PortsSynced) Descriptor() ([]byte, []int) {
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+type FollowServiceLogRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the service, as in its ServiceStatus.
+	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// How many of the lines that are kept come first. 0: all of them.
+	TailLines uint32 `protobuf:"varint,2,opt,name=tail_lines,json=tailLines,proto3" json:"tail_lines,omitempty"`
+	// Go on with what the service writes. Else the stream ends behind what is
+	// kept.
+	Follow        bool `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowServiceLogRequest) Reset() {
+	*x = FollowServiceLogRequest{}
+	mi := &file_arcbox_v1_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowServiceLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowServiceLogRequest) ProtoMessage() {}
+
+func (x *FollowServiceLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_arcbox_v1_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowServiceLogRequest.ProtoReflect.Descriptor instead.
+func (*FollowServiceLogRequest) Descriptor() ([]byte, []int) {
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *FollowServiceLogRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *FollowServiceLogRequest) GetTailLines() uint32 {
+	if x != nil {
+		return x.TailLines
+	}
+	return 0
+}
+
+func (x *FollowServiceLogRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type FollowServiceLogResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Lines, each with its newline but one that is not finished yet.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Bytes that are missing before data, because they came faster than they
+	// were read.
+	LostBytes     uint64 `protobuf:"varint,2,opt,name=lost_bytes,json=lostBytes,proto3" json:"lost_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FollowServiceLogResponse) Reset() {
+	*x = FollowServiceLogResponse{}
+	mi := &file_arcbox_v1_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FollowServiceLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FollowServiceLogResponse) ProtoMessage() {}
+
+func (x *FollowServiceLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_arcbox_v1_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FollowServiceLogResponse.ProtoReflect.Descriptor instead.
+func (*FollowServiceLogResponse) Descriptor() ([]byte, []int) {
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *FollowServiceLogResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *FollowServiceLogResponse) GetLostBytes() uint64 {
+	if x != nil {
+		return x.LostBytes
+	}
+	return 0
+}
+
 type ServiceStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Such as "containerd", "dockerd", "runc".
@@ -736,14 +1049,16 @@ type ServiceStatus struct {
 	// "ready", "not_ready" or "error".
 	Status string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
 	// Detail for people: last exit, last log line, socket.
-	Detail        string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	Detail string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	// How often it ended without being asked to since it was first started.
+	Crashes       uint32 `protobuf:"varint,20,opt,name=crashes,proto3" json:"crashes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceStatus) Reset() {
 	*x = ServiceStatus{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[11]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +1070,7 @@ func (x *ServiceStatus) String() string {
 func (*ServiceStatus) ProtoMessage() {}
 
 func (x *ServiceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[11]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +1083,7 @@ func (x *ServiceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceStatus.ProtoReflect.Descriptor instead.
 func (*ServiceStatus) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ServiceStatus) GetName() string {
@@ -792,6 +1107,13 @@ func (x *ServiceStatus) GetDetail() string {
 	return ""
 }
 
+func (x *ServiceStatus) GetCrashes() uint32 {
+	if x != nil {
+		return x.Crashes
+	}
+	return 0
+}
+
 // KubernetesStartRequest is the request of StartKubernetes.
 type KubernetesStartRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -801,7 +1123,7 @@ type KubernetesStartRequest struct {
 
 func (x *KubernetesStartRequest) Reset() {
 	*x = KubernetesStartRequest{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[12]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +1135,7 @@ func (x *KubernetesStartRequest) String() string {
 func (*KubernetesStartRequest) ProtoMessage() {}
 
 func (x *KubernetesStartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[12]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +1148,7 @@ func (x *KubernetesStartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesStartRequest.ProtoReflect.Descriptor instead.
 func (*KubernetesStartRequest) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 // KubernetesStartResponse is the answer of StartKubernetes.
@@ -846,7 +1168,7 @@ type KubernetesStartResponse struct {
 
 func (x *KubernetesStartResponse) Reset() {
 	*x = KubernetesStartResponse{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[13]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -858,7 +1180,7 @@ func (x *KubernetesStartResponse) String() string {
 func (*KubernetesStartResponse) ProtoMessage() {}
 
 func (x *KubernetesStartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[13]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -871,7 +1193,7 @@ func (x *KubernetesStartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesStartResponse.ProtoReflect.Descriptor instead.
 func (*KubernetesStartResponse) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *KubernetesStartResponse) GetRunning() bool {
@@ -911,7 +1233,7 @@ type KubernetesStopRequest struct {
 
 func (x *KubernetesStopRequest) Reset() {
 	*x = KubernetesStopRequest{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[14]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1245,7 @@ func (x *KubernetesStopRequest) String() string {
 func (*KubernetesStopRequest) ProtoMessage() {}
 
 func (x *KubernetesStopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[14]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1258,7 @@ func (x *KubernetesStopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesStopRequest.ProtoReflect.Descriptor instead.
 func (*KubernetesStopRequest) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 // KubernetesStopResponse is the answer of StopKubernetes.
@@ -952,7 +1274,7 @@ type KubernetesStopResponse struct {
 
 func (x *KubernetesStopResponse) Reset() {
 	*x = KubernetesStopResponse{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[15]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1286,7 @@ func (x *KubernetesStopResponse) String() string {
 func (*KubernetesStopResponse) ProtoMessage() {}
 
 func (x *KubernetesStopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[15]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1299,7 @@ func (x *KubernetesStopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesStopResponse.ProtoReflect.Descriptor instead.
 func (*KubernetesStopResponse) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *KubernetesStopResponse) GetStopped() bool {
@@ -1003,7 +1325,7 @@ type KubernetesDeleteRequest struct {
 
 func (x *KubernetesDeleteRequest) Reset() {
 	*x = KubernetesDeleteRequest{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[16]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1337,7 @@ func (x *KubernetesDeleteRequest) String() string {
 func (*KubernetesDeleteRequest) ProtoMessage() {}
 
 func (x *KubernetesDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[16]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1350,7 @@ func (x *KubernetesDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesDeleteRequest.ProtoReflect.Descriptor instead.
 func (*KubernetesDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 // KubernetesDeleteResponse is the answer of DeleteKubernetes.
@@ -1042,7 +1364,7 @@ type KubernetesDeleteResponse struct {
 
 func (x *KubernetesDeleteResponse) Reset() {
 	*x = KubernetesDeleteResponse{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[17]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1376,7 @@ func (x *KubernetesDeleteResponse) String() string {
 func (*KubernetesDeleteResponse) ProtoMessage() {}
 
 func (x *KubernetesDeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[17]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1389,7 @@ func (x *KubernetesDeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesDeleteResponse.ProtoReflect.Descriptor instead.
 func (*KubernetesDeleteResponse) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *KubernetesDeleteResponse) GetDetail() string {
@@ -1086,7 +1408,7 @@ type KubernetesStatusRequest struct {
 
 func (x *KubernetesStatusRequest) Reset() {
 	*x = KubernetesStatusRequest{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[18]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1420,7 @@ func (x *KubernetesStatusRequest) String() string {
 func (*KubernetesStatusRequest) ProtoMessage() {}
 
 func (x *KubernetesStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[18]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1433,7 @@ func (x *KubernetesStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesStatusRequest.ProtoReflect.Descriptor instead.
 func (*KubernetesStatusRequest) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 // KubernetesStatusResponse is the answer of GetKubernetesStatus.
@@ -1126,14 +1448,16 @@ type KubernetesStatusResponse struct {
 	// Detail for people.
 	Detail string `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
 	// containerd and every component.
-	Services      []*ServiceStatus `protobuf:"bytes,5,rep,name=services,proto3" json:"services,omitempty"`
+	Services []*ServiceStatus `protobuf:"bytes,5,rep,name=services,proto3" json:"services,omitempty"`
+	// The node is Ready: pods run.
+	NodeReady     bool `protobuf:"varint,20,opt,name=node_ready,json=nodeReady,proto3" json:"node_ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KubernetesStatusResponse) Reset() {
 	*x = KubernetesStatusResponse{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[19]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1469,7 @@ func (x *KubernetesStatusResponse) String() string {
 func (*KubernetesStatusResponse) ProtoMessage() {}
 
 func (x *KubernetesStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[19]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1482,7 @@ func (x *KubernetesStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesStatusResponse.ProtoReflect.Descriptor instead.
 func (*KubernetesStatusResponse) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KubernetesStatusResponse) GetRunning() bool {
@@ -1196,6 +1520,13 @@ func (x *KubernetesStatusResponse) GetServices() []*ServiceStatus {
 	return nil
 }
 
+func (x *KubernetesStatusResponse) GetNodeReady() bool {
+	if x != nil {
+		return x.NodeReady
+	}
+	return false
+}
+
 // KubernetesKubeconfigRequest is the request of GetKubeconfig.
 type KubernetesKubeconfigRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1205,7 +1536,7 @@ type KubernetesKubeconfigRequest struct {
 
 func (x *KubernetesKubeconfigRequest) Reset() {
 	*x = KubernetesKubeconfigRequest{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[20]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1548,7 @@ func (x *KubernetesKubeconfigRequest) String() string {
 func (*KubernetesKubeconfigRequest) ProtoMessage() {}
 
 func (x *KubernetesKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[20]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1561,7 @@ func (x *KubernetesKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*KubernetesKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 // KubernetesKubeconfigResponse is the answer of GetKubeconfig.
@@ -1248,7 +1579,7 @@ type KubernetesKubeconfigResponse struct {
 
 func (x *KubernetesKubeconfigResponse) Reset() {
 	*x = KubernetesKubeconfigResponse{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[21]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1591,7 @@ func (x *KubernetesKubeconfigResponse) String() string {
 func (*KubernetesKubeconfigResponse) ProtoMessage() {}
 
 func (x *KubernetesKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[21]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1604,7 @@ func (x *KubernetesKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KubernetesKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*KubernetesKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *KubernetesKubeconfigResponse) GetKubeconfig() string {
@@ -1308,7 +1639,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[22]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1651,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[22]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1664,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ShutdownRequest) GetTimeoutSeconds() uint32 {
@@ -1354,7 +1685,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[23]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1697,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[23]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1710,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ShutdownResponse) GetAccepted() bool {
@@ -1404,7 +1735,7 @@ type MmapReadFileRequest struct {
 
 func (x *MmapReadFileRequest) Reset() {
 	*x = MmapReadFileRequest{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[24]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1747,7 @@ func (x *MmapReadFileRequest) String() string {
 func (*MmapReadFileRequest) ProtoMessage() {}
 
 func (x *MmapReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[24]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1760,7 @@ func (x *MmapReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MmapReadFileRequest.ProtoReflect.Descriptor instead.
 func (*MmapReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MmapReadFileRequest) GetPath() string {
@@ -1466,7 +1797,7 @@ type MmapReadFileResponse struct {
 
 func (x *MmapReadFileResponse) Reset() {
 	*x = MmapReadFileResponse{}
-	mi := &file_arcbox_v1_agent_proto_msgTypes[25]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1809,7 @@ func (x *MmapReadFileResponse) String() string {
 func (*MmapReadFileResponse) ProtoMessage() {}
 
 func (x *MmapReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_arcbox_v1_agent_proto_msgTypes[25]
+	mi := &file_arcbox_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1822,7 @@ func (x *MmapReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MmapReadFileResponse.ProtoReflect.Descriptor instead.
 func (*MmapReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_arcbox_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MmapReadFileResponse) GetData() []byte {
@@ -1555,16 +1886,35 @@ const file_arcbox_v1_agent_proto_rawDesc = "" +
 	"\x0fDiskTrimRequest\"O\n" +
 	"\x10DiskTrimResponse\x12\x16\n" +
 	"\x06result\x18\x01 \x01(\tR\x06result\x12#\n" +
-	"\rbytes_trimmed\x18\x14 \x01(\x04R\fbytesTrimmed\"l\n" +
+	"\rbytes_trimmed\x18\x14 \x01(\x04R\fbytesTrimmed\"\x80\x01\n" +
 	"\x13PortBindingsChanged\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x122\n" +
-	"\bbindings\x18\x02 \x03(\v2\x16.arcbox.v1.PortBindingR\bbindings\"8\n" +
+	"\bbindings\x18\x02 \x03(\v2\x16.arcbox.v1.PortBindingR\bbindings\x12\x12\n" +
+	"\x04name\x18\x14 \x01(\tR\x04name\"8\n" +
 	"\x13PortBindingsRemoved\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"S\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\x13\n" +
+	"\x11WatchPortsRequest\"\xe3\x01\n" +
+	"\x12WatchPortsResponse\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12:\n" +
+	"\achanged\x18\x02 \x01(\v2\x1e.arcbox.v1.PortBindingsChangedH\x00R\achanged\x12:\n" +
+	"\aremoved\x18\x03 \x01(\v2\x1e.arcbox.v1.PortBindingsRemovedH\x00R\aremoved\x120\n" +
+	"\x06synced\x18\x04 \x01(\v2\x16.arcbox.v1.PortsSyncedH\x00R\x06syncedB\a\n" +
+	"\x05event\"\r\n" +
+	"\vPortsSynced\"j\n" +
+	"\x17FollowServiceLogRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1d\n" +
+	"\n" +
+	"tail_lines\x18\x02 \x01(\rR\ttailLines\x12\x16\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\"M\n" +
+	"\x18FollowServiceLogResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1d\n" +
+	"\n" +
+	"lost_bytes\x18\x02 \x01(\x04R\tlostBytes\"m\n" +
 	"\rServiceStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x16\n" +
-	"\x06detail\x18\x03 \x01(\tR\x06detail\"\x18\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x18\n" +
+	"\acrashes\x18\x14 \x01(\rR\acrashes\"\x18\n" +
 	"\x16KubernetesStartRequest\"\x84\x01\n" +
 	"\x17KubernetesStartResponse\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1b\n" +
@@ -1578,13 +1928,15 @@ const file_arcbox_v1_agent_proto_rawDesc = "" +
 	"\x17KubernetesDeleteRequest\"2\n" +
 	"\x18KubernetesDeleteResponse\x12\x16\n" +
 	"\x06detail\x18\x01 \x01(\tR\x06detail\"\x19\n" +
-	"\x17KubernetesStatusRequest\"\xbb\x01\n" +
+	"\x17KubernetesStatusRequest\"\xda\x01\n" +
 	"\x18KubernetesStatusResponse\x12\x18\n" +
 	"\arunning\x18\x01 \x01(\bR\arunning\x12\x1b\n" +
 	"\tapi_ready\x18\x02 \x01(\bR\bapiReady\x12\x1a\n" +
 	"\bendpoint\x18\x03 \x01(\tR\bendpoint\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x124\n" +
-	"\bservices\x18\x05 \x03(\v2\x18.arcbox.v1.ServiceStatusR\bservices\"\x1d\n" +
+	"\bservices\x18\x05 \x03(\v2\x18.arcbox.v1.ServiceStatusR\bservices\x12\x1d\n" +
+	"\n" +
+	"node_ready\x18\x14 \x01(\bR\tnodeReady\"\x1d\n" +
 	"\x1bKubernetesKubeconfigRequest\"}\n" +
 	"\x1cKubernetesKubeconfigResponse\x12\x1e\n" +
 	"\n" +
@@ -1603,7 +1955,7 @@ const file_arcbox_v1_agent_proto_rawDesc = "" +
 	"\x14MmapReadFileResponse\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data\x12\x1d\n" +
 	"\n" +
-	"bytes_read\x18\x02 \x01(\x04R\tbytesRead2\xe1\a\n" +
+	"bytes_read\x18\x02 \x01(\x04R\tbytesRead2\x8d\t\n" +
 	"\fAgentService\x12A\n" +
 	"\x04Ping\x12\x1b.arcbox.v1.AgentPingRequest\x1a\x1c.arcbox.v1.AgentPingResponse\x128\n" +
 	"\rGetSystemInfo\x12\x10.arcbox.v1.Empty\x1a\x15.arcbox.v1.SystemInfo\x12R\n" +
@@ -1616,7 +1968,10 @@ const file_arcbox_v1_agent_proto_rawDesc = "" +
 	"\rGetKubeconfig\x12&.arcbox.v1.KubernetesKubeconfigRequest\x1a'.arcbox.v1.KubernetesKubeconfigResponse\x12C\n" +
 	"\bShutdown\x12\x1a.arcbox.v1.ShutdownRequest\x1a\x1b.arcbox.v1.ShutdownResponse\x12C\n" +
 	"\bDiskTrim\x12\x1a.arcbox.v1.DiskTrimRequest\x1a\x1b.arcbox.v1.DiskTrimResponse\x12O\n" +
-	"\fMmapReadFile\x12\x1e.arcbox.v1.MmapReadFileRequest\x1a\x1f.arcbox.v1.MmapReadFileResponseB3Z1github.com/hutch-run/hutch/gen/arcbox/v1;arcboxv1b\x06proto3"
+	"\fMmapReadFile\x12\x1e.arcbox.v1.MmapReadFileRequest\x1a\x1f.arcbox.v1.MmapReadFileResponse\x12K\n" +
+	"\n" +
+	"WatchPorts\x12\x1c.arcbox.v1.WatchPortsRequest\x1a\x1d.arcbox.v1.WatchPortsResponse0\x01\x12]\n" +
+	"\x10FollowServiceLog\x12\".arcbox.v1.FollowServiceLogRequest\x1a#.arcbox.v1.FollowServiceLogResponse0\x01B3Z1github.com/hutch-run/hutch/gen/arcbox/v1;arcboxv1b\x06proto3"
 
 var (
 	file_arcbox_v1_agent_proto_rawDescOnce sync.Once
@@ -1630,7 +1985,7 @@ func file_arcbox_v1_agent_proto_rawDescGZIP() []byte {
 	return file_arcbox_v1_agent_proto_rawDescData
 }
 
-var file_arcbox_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_arcbox_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_arcbox_v1_agent_proto_goTypes = []any{
 	(*AgentPingRequest)(nil),             // 0: arcbox.v1.AgentPingRequest
 	(*AgentPingResponse)(nil),            // 1: arcbox.v1.AgentPingResponse
@@ -1643,57 +1998,69 @@ var file_arcbox_v1_agent_proto_goTypes = []any{
 	(*DiskTrimResponse)(nil),             // 8: arcbox.v1.DiskTrimResponse
 	(*PortBindingsChanged)(nil),          // 9: arcbox.v1.PortBindingsChanged
 	(*PortBindingsRemoved)(nil),          // 10: arcbox.v1.PortBindingsRemoved
-	(*ServiceStatus)(nil),                // 11: arcbox.v1.ServiceStatus
-	(*KubernetesStartRequest)(nil),       // 12: arcbox.v1.KubernetesStartRequest
-	(*KubernetesStartResponse)(nil),      // 13: arcbox.v1.KubernetesStartResponse
-	(*KubernetesStopRequest)(nil),        // 14: arcbox.v1.KubernetesStopRequest
-	(*KubernetesStopResponse)(nil),       // 15: arcbox.v1.KubernetesStopResponse
-	(*KubernetesDeleteRequest)(nil),      // 16: arcbox.v1.KubernetesDeleteRequest
-	(*KubernetesDeleteResponse)(nil),     // 17: arcbox.v1.KubernetesDeleteResponse
-	(*KubernetesStatusRequest)(nil),      // 18: arcbox.v1.KubernetesStatusRequest
-	(*KubernetesStatusResponse)(nil),     // 19: arcbox.v1.KubernetesStatusResponse
-	(*KubernetesKubeconfigRequest)(nil),  // 20: arcbox.v1.KubernetesKubeconfigRequest
-	(*KubernetesKubeconfigResponse)(nil), // 21: arcbox.v1.KubernetesKubeconfigResponse
-	(*ShutdownRequest)(nil),              // 22: arcbox.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),             // 23: arcbox.v1.ShutdownResponse
-	(*MmapReadFileRequest)(nil),          // 24: arcbox.v1.MmapReadFileRequest
-	(*MmapReadFileResponse)(nil),         // 25: arcbox.v1.MmapReadFileResponse
-	(*PortBinding)(nil),                  // 26: arcbox.v1.PortBinding
-	(*Empty)(nil),                        // 27: arcbox.v1.Empty
+	(*WatchPortsRequest)(nil),            // 11: arcbox.v1.WatchPortsRequest
+	(*WatchPortsResponse)(nil),           // 12: arcbox.v1.WatchPortsResponse
+	(*PortsSynced)(nil),                  // 13: arcbox.v1.PortsSynced
+	(*FollowServiceLogRequest)(nil),      // 14: arcbox.v1.FollowServiceLogRequest
+	(*FollowServiceLogResponse)(nil),     // 15: arcbox.v1.FollowServiceLogResponse
+	(*ServiceStatus)(nil),                // 16: arcbox.v1.ServiceStatus
+	(*KubernetesStartRequest)(nil),       // 17: arcbox.v1.KubernetesStartRequest
+	(*KubernetesStartResponse)(nil),      // 18: arcbox.v1.KubernetesStartResponse
+	(*KubernetesStopRequest)(nil),        // 19: arcbox.v1.KubernetesStopRequest
+	(*KubernetesStopResponse)(nil),       // 20: arcbox.v1.KubernetesStopResponse
+	(*KubernetesDeleteRequest)(nil),      // 21: arcbox.v1.KubernetesDeleteRequest
+	(*KubernetesDeleteResponse)(nil),     // 22: arcbox.v1.KubernetesDeleteResponse
+	(*KubernetesStatusRequest)(nil),      // 23: arcbox.v1.KubernetesStatusRequest
+	(*KubernetesStatusResponse)(nil),     // 24: arcbox.v1.KubernetesStatusResponse
+	(*KubernetesKubeconfigRequest)(nil),  // 25: arcbox.v1.KubernetesKubeconfigRequest
+	(*KubernetesKubeconfigResponse)(nil), // 26: arcbox.v1.KubernetesKubeconfigResponse
+	(*ShutdownRequest)(nil),              // 27: arcbox.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),             // 28: arcbox.v1.ShutdownResponse
+	(*MmapReadFileRequest)(nil),          // 29: arcbox.v1.MmapReadFileRequest
+	(*MmapReadFileResponse)(nil),         // 30: arcbox.v1.MmapReadFileResponse
+	(*PortBinding)(nil),                  // 31: arcbox.v1.PortBinding
+	(*Empty)(nil),                        // 32: arcbox.v1.Empty
 }
 var file_arcbox_v1_agent_proto_depIdxs = []int32{
-	11, // 0: arcbox.v1.RuntimeStatusResponse.services:type_name -> arcbox.v1.ServiceStatus
-	26, // 1: arcbox.v1.PortBindingsChanged.bindings:type_name -> arcbox.v1.PortBinding
-	11, // 2: arcbox.v1.KubernetesStatusResponse.services:type_name -> arcbox.v1.ServiceStatus
-	0,  // 3: arcbox.v1.AgentService.Ping:input_type -> arcbox.v1.AgentPingRequest
-	27, // 4: arcbox.v1.AgentService.GetSystemInfo:input_type -> arcbox.v1.Empty
-	3,  // 5: arcbox.v1.AgentService.EnsureRuntime:input_type -> arcbox.v1.RuntimeEnsureRequest
-	5,  // 6: arcbox.v1.AgentService.GetRuntimeStatus:input_type -> arcbox.v1.RuntimeStatusRequest
-	12, // 7: arcbox.v1.AgentService.StartKubernetes:input_type -> arcbox.v1.KubernetesStartRequest
-	14, // 8: arcbox.v1.AgentService.StopKubernetes:input_type -> arcbox.v1.KubernetesStopRequest
-	16, // 9: arcbox.v1.AgentService.DeleteKubernetes:input_type -> arcbox.v1.KubernetesDeleteRequest
-	18, // 10: arcbox.v1.AgentService.GetKubernetesStatus:input_type -> arcbox.v1.KubernetesStatusRequest
-	20, // 11: arcbox.v1.AgentService.GetKubeconfig:input_type -> arcbox.v1.KubernetesKubeconfigRequest
-	22, // 12: arcbox.v1.AgentService.Shutdown:input_type -> arcbox.v1.ShutdownRequest
-	7,  // 13: arcbox.v1.AgentService.DiskTrim:input_type -> arcbox.v1.DiskTrimRequest
-	24, // 14: arcbox.v1.AgentService.MmapReadFile:input_type -> arcbox.v1.MmapReadFileRequest
-	1,  // 15: arcbox.v1.AgentService.Ping:output_type -> arcbox.v1.AgentPingResponse
-	2,  // 16: arcbox.v1.AgentService.GetSystemInfo:output_type -> arcbox.v1.SystemInfo
-	4,  // 17: arcbox.v1.AgentService.EnsureRuntime:output_type -> arcbox.v1.RuntimeEnsureResponse
-	6,  // 18: arcbox.v1.AgentService.GetRuntimeStatus:output_type -> arcbox.v1.RuntimeStatusResponse
-	13, // 19: arcbox.v1.AgentService.StartKubernetes:output_type -> arcbox.v1.KubernetesStartResponse
-	15, // 20: arcbox.v1.AgentService.StopKubernetes:output_type -> arcbox.v1.KubernetesStopResponse
-	17, // 21: arcbox.v1.AgentService.DeleteKubernetes:output_type -> arcbox.v1.KubernetesDeleteResponse
-	19, // 22: arcbox.v1.AgentService.GetKubernetesStatus:output_type -> arcbox.v1.KubernetesStatusResponse
-	21, // 23: arcbox.v1.AgentService.GetKubeconfig:output_type -> arcbox.v1.KubernetesKubeconfigResponse
-	23, // 24: arcbox.v1.AgentService.Shutdown:output_type -> arcbox.v1.ShutdownResponse
-	8,  // 25: arcbox.v1.AgentService.DiskTrim:output_type -> arcbox.v1.DiskTrimResponse
-	25, // 26: arcbox.v1.AgentService.MmapReadFile:output_type -> arcbox.v1.MmapReadFileResponse
-	15, // [15:27] is the sub-list for method output_type
-	3,  // [3:15] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	16, // 0: arcbox.v1.RuntimeStatusResponse.services:type_name -> arcbox.v1.ServiceStatus
+	31, // 1: arcbox.v1.PortBindingsChanged.bindings:type_name -> arcbox.v1.PortBinding
+	9,  // 2: arcbox.v1.WatchPortsResponse.changed:type_name -> arcbox.v1.PortBindingsChanged
+	10, // 3: arcbox.v1.WatchPortsResponse.removed:type_name -> arcbox.v1.PortBindingsRemoved
+	13, // 4: arcbox.v1.WatchPortsResponse.synced:type_name -> arcbox.v1.PortsSynced
+	16, // 5: arcbox.v1.KubernetesStatusResponse.services:type_name -> arcbox.v1.ServiceStatus
+	0,  // 6: arcbox.v1.AgentService.Ping:input_type -> arcbox.v1.AgentPingRequest
+	32, // 7: arcbox.v1.AgentService.GetSystemInfo:input_type -> arcbox.v1.Empty
+	3,  // 8: arcbox.v1.AgentService.EnsureRuntime:input_type -> arcbox.v1.RuntimeEnsureRequest
+	5,  // 9: arcbox.v1.AgentService.GetRuntimeStatus:input_type -> arcbox.v1.RuntimeStatusRequest
+	17, // 10: arcbox.v1.AgentService.StartKubernetes:input_type -> arcbox.v1.KubernetesStartRequest
+	19, // 11: arcbox.v1.AgentService.StopKubernetes:input_type -> arcbox.v1.KubernetesStopRequest
+	21, // 12: arcbox.v1.AgentService.DeleteKubernetes:input_type -> arcbox.v1.KubernetesDeleteRequest
+	23, // 13: arcbox.v1.AgentService.GetKubernetesStatus:input_type -> arcbox.v1.KubernetesStatusRequest
+	25, // 14: arcbox.v1.AgentService.GetKubeconfig:input_type -> arcbox.v1.KubernetesKubeconfigRequest
+	27, // 15: arcbox.v1.AgentService.Shutdown:input_type -> arcbox.v1.ShutdownRequest
+	7,  // 16: arcbox.v1.AgentService.DiskTrim:input_type -> arcbox.v1.DiskTrimRequest
+	29, // 17: arcbox.v1.AgentService.MmapReadFile:input_type -> arcbox.v1.MmapReadFileRequest
+	11, // 18: arcbox.v1.AgentService.WatchPorts:input_type -> arcbox.v1.WatchPortsRequest
+	14, // 19: arcbox.v1.AgentService.FollowServiceLog:input_type -> arcbox.v1.FollowServiceLogRequest
+	1,  // 20: arcbox.v1.AgentService.Ping:output_type -> arcbox.v1.AgentPingResponse
+	2,  // 21: arcbox.v1.AgentService.GetSystemInfo:output_type -> arcbox.v1.SystemInfo
+	4,  // 22: arcbox.v1.AgentService.EnsureRuntime:output_type -> arcbox.v1.RuntimeEnsureResponse
+	6,  // 23: arcbox.v1.AgentService.GetRuntimeStatus:output_type -> arcbox.v1.RuntimeStatusResponse
+	18, // 24: arcbox.v1.AgentService.StartKubernetes:output_type -> arcbox.v1.KubernetesStartResponse
+	20, // 25: arcbox.v1.AgentService.StopKubernetes:output_type -> arcbox.v1.KubernetesStopResponse
+	22, // 26: arcbox.v1.AgentService.DeleteKubernetes:output_type -> arcbox.v1.KubernetesDeleteResponse
+	24, // 27: arcbox.v1.AgentService.GetKubernetesStatus:output_type -> arcbox.v1.KubernetesStatusResponse
+	26, // 28: arcbox.v1.AgentService.GetKubeconfig:output_type -> arcbox.v1.KubernetesKubeconfigResponse
+	28, // 29: arcbox.v1.AgentService.Shutdown:output_type -> arcbox.v1.ShutdownResponse
+	8,  // 30: arcbox.v1.AgentService.DiskTrim:output_type -> arcbox.v1.DiskTrimResponse
+	30, // 31: arcbox.v1.AgentService.MmapReadFile:output_type -> arcbox.v1.MmapReadFileResponse
+	12, // 32: arcbox.v1.AgentService.WatchPorts:output_type -> arcbox.v1.WatchPortsResponse
+	15, // 33: arcbox.v1.AgentService.FollowServiceLog:output_type -> arcbox.v1.FollowServiceLogResponse
+	20, // [20:34] is the sub-list for method output_type
+	6,  // [6:20] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_arcbox_v1_agent_proto_init() }
@@ -1703,13 +2070,18 @@ func file_arcbox_v1_agent_proto_init() {
 	}
 	file_arcbox_v1_common_proto_init()
 	file_arcbox_v1_agent_proto_msgTypes[0].OneofWrappers = []any{}
+	file_arcbox_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
+		(*WatchPortsResponse_Changed)(nil),
+		(*WatchPortsResponse_Removed)(nil),
+		(*WatchPortsResponse_Synced)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_arcbox_v1_agent_proto_rawDesc), len(file_arcbox_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

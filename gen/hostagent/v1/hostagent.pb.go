@@ -180,7 +180,9 @@ type CreateSandboxRequest struct {
 	// fails as it does: resource_exhausted when the host has no memory for it.
 	// KeepAlive, and what only looks (list, inspect, stats, logs, wait), resumes
 	// nothing.
-	AutoResume    bool `protobuf:"varint,24,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
+	AutoResume bool `protobuf:"varint,24,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
+	// Turn on what only tests need: MmapReadFile.
+	TestFeatures  bool `protobuf:"varint,25,opt,name=test_features,json=testFeatures,proto3" json:"test_features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -302,6 +304,13 @@ func (x *CreateSandboxRequest) GetOnTimeout() OnTimeout {
 func (x *CreateSandboxRequest) GetAutoResume() bool {
 	if x != nil {
 		return x.AutoResume
+	}
+	return false
+}
+
+func (x *CreateSandboxRequest) GetTestFeatures() bool {
+	if x != nil {
+		return x.TestFeatures
 	}
 	return false
 }
@@ -1164,7 +1173,7 @@ var File_hostagent_v1_hostagent_proto protoreflect.FileDescriptor
 
 const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\n" +
-	"\x1chostagent/v1/hostagent.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\x9c\t\n" +
+	"\x1chostagent/v1/hostagent.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\xc1\t\n" +
 	"\x14CreateSandboxRequest\x12?\n" +
 	"\btemplate\x18\x01 \x01(\tB#\xbaH r\x1e\x18\x80\x012\x19^([a-z0-9][a-z0-9._-]*)?$R\btemplate\x12\x1f\n" +
 	"\x05vcpus\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18@(\x00R\x05vcpus\x12\x91\x01\n" +
@@ -1188,7 +1197,8 @@ const file_hostagent_v1_hostagent_proto_rawDesc = "" +
 	"\n" +
 	"on_timeout\x18\x17 \x01(\x0e2\x17.hostagent.v1.OnTimeoutB\b\xbaH\x05\x82\x01\x02\x10\x01R\tonTimeout\x12\x1f\n" +
 	"\vauto_resume\x18\x18 \x01(\bR\n" +
-	"autoResume\x1a=\n" +
+	"autoResume\x12#\n" +
+	"\rtest_features\x18\x19 \x01(\bR\ftestFeatures\x1a=\n" +
 	"\x0fDefaultEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +

@@ -74,7 +74,7 @@ func (x ReadLogsRequest_Source) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReadLogsRequest_Source.Descriptor instead.
 func (ReadLogsRequest_Source) EnumDescriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{12, 0}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{14, 0}
 }
 
 type InspectSandboxRequest struct {
@@ -553,6 +553,114 @@ func (*HibernateSandboxResponse) Descriptor() ([]byte, []int) {
 	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{6}
 }
 
+type TrimSandboxRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SandboxId     string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimSandboxRequest) Reset() {
+	*x = TrimSandboxRequest{}
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimSandboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimSandboxRequest) ProtoMessage() {}
+
+func (x *TrimSandboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimSandboxRequest.ProtoReflect.Descriptor instead.
+func (*TrimSandboxRequest) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *TrimSandboxRequest) GetSandboxId() string {
+	if x != nil {
+		return x.SandboxId
+	}
+	return ""
+}
+
+type TrimSandboxResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes that the guest gave back, over all its filesystems. Those that hold no
+	// data on the host count as well.
+	TrimmedBytes uint64 `protobuf:"varint,1,opt,name=trimmed_bytes,json=trimmedBytes,proto3" json:"trimmed_bytes,omitempty"`
+	// Bytes that the data disk takes less on the host than before.
+	FreedBytes uint64 `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	// What was trimmed, by filesystem, in words of the guest.
+	Result        string `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrimSandboxResponse) Reset() {
+	*x = TrimSandboxResponse{}
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrimSandboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrimSandboxResponse) ProtoMessage() {}
+
+func (x *TrimSandboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrimSandboxResponse.ProtoReflect.Descriptor instead.
+func (*TrimSandboxResponse) Descriptor() ([]byte, []int) {
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *TrimSandboxResponse) GetTrimmedBytes() uint64 {
+	if x != nil {
+		return x.TrimmedBytes
+	}
+	return 0
+}
+
+func (x *TrimSandboxResponse) GetFreedBytes() uint64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+func (x *TrimSandboxResponse) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
 type WaitSandboxRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	SandboxId string                 `protobuf:"bytes,1,opt,name=sandbox_id,json=sandboxId,proto3" json:"sandbox_id,omitempty"`
@@ -565,7 +673,7 @@ type WaitSandboxRequest struct {
 
 func (x *WaitSandboxRequest) Reset() {
 	*x = WaitSandboxRequest{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[7]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -577,7 +685,7 @@ func (x *WaitSandboxRequest) String() string {
 func (*WaitSandboxRequest) ProtoMessage() {}
 
 func (x *WaitSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[7]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -590,7 +698,7 @@ func (x *WaitSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitSandboxRequest.ProtoReflect.Descriptor instead.
 func (*WaitSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{7}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WaitSandboxRequest) GetSandboxId() string {
@@ -618,7 +726,7 @@ type WaitSandboxResponse struct {
 
 func (x *WaitSandboxResponse) Reset() {
 	*x = WaitSandboxResponse{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[8]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +738,7 @@ func (x *WaitSandboxResponse) String() string {
 func (*WaitSandboxResponse) ProtoMessage() {}
 
 func (x *WaitSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[8]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +751,7 @@ func (x *WaitSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitSandboxResponse.ProtoReflect.Descriptor instead.
 func (*WaitSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{8}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WaitSandboxResponse) GetStatus() string {
@@ -675,7 +783,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[9]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +795,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[9]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +808,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{9}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WatchEventsRequest) GetAfter() int64 {
@@ -735,7 +843,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[10]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -747,7 +855,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[10]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +868,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{10}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WatchEventsResponse) GetEvent() *SandboxEvent {
@@ -797,7 +905,7 @@ type SandboxEvent struct {
 
 func (x *SandboxEvent) Reset() {
 	*x = SandboxEvent{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[11]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +917,7 @@ func (x *SandboxEvent) String() string {
 func (*SandboxEvent) ProtoMessage() {}
 
 func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[11]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +930,7 @@ func (x *SandboxEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxEvent.ProtoReflect.Descriptor instead.
 func (*SandboxEvent) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{11}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SandboxEvent) GetSequence() int64 {
@@ -886,7 +994,7 @@ type ReadLogsRequest struct {
 
 func (x *ReadLogsRequest) Reset() {
 	*x = ReadLogsRequest{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[12]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1006,7 @@ func (x *ReadLogsRequest) String() string {
 func (*ReadLogsRequest) ProtoMessage() {}
 
 func (x *ReadLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[12]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1019,7 @@ func (x *ReadLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogsRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogsRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{12}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReadLogsRequest) GetSandboxId() string {
@@ -944,7 +1052,7 @@ type ReadLogsResponse struct {
 
 func (x *ReadLogsResponse) Reset() {
 	*x = ReadLogsResponse{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[13]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1064,7 @@ func (x *ReadLogsResponse) String() string {
 func (*ReadLogsResponse) ProtoMessage() {}
 
 func (x *ReadLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[13]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1077,7 @@ func (x *ReadLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogsResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogsResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{13}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReadLogsResponse) GetData() []byte {
@@ -988,7 +1096,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[14]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1108,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[14]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1121,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{14}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetStatsRequest) GetSandboxId() string {
@@ -1045,7 +1153,7 @@ type GetStatsResponse struct {
 
 func (x *GetStatsResponse) Reset() {
 	*x = GetStatsResponse{}
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[15]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1165,7 @@ func (x *GetStatsResponse) String() string {
 func (*GetStatsResponse) ProtoMessage() {}
 
 func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hostagent_v1_sandbox_proto_msgTypes[15]
+	mi := &file_hostagent_v1_sandbox_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1178,7 @@ func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse) Descriptor() ([]byte, []int) {
-	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{15}
+	return file_hostagent_v1_sandbox_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetStatsResponse) GetCpuMicros() int64 {
@@ -1184,7 +1292,15 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\x17HibernateSandboxRequest\x12&\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\tsandboxId\"\x1a\n" +
-	"\x18HibernateSandboxResponse\"^\n" +
+	"\x18HibernateSandboxResponse\">\n" +
+	"\x12TrimSandboxRequest\x12(\n" +
+	"\n" +
+	"sandbox_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(R\tsandboxId\"s\n" +
+	"\x13TrimSandboxResponse\x12#\n" +
+	"\rtrimmed_bytes\x18\x01 \x01(\x04R\ftrimmedBytes\x12\x1f\n" +
+	"\vfreed_bytes\x18\x02 \x01(\x04R\n" +
+	"freedBytes\x12\x16\n" +
+	"\x06result\x18\x03 \x01(\tR\x06result\"^\n" +
 	"\x12WaitSandboxRequest\x12&\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\tsandboxId\x12 \n" +
@@ -1237,11 +1353,12 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"rx_packets\x18\b \x01(\x03R\trxPackets\x12\x1d\n" +
 	"\n" +
-	"tx_packets\x18\t \x01(\x03R\ttxPackets2\xe0\x04\n" +
+	"tx_packets\x18\t \x01(\x03R\ttxPackets2\xb4\x05\n" +
 	"\x0eSandboxService\x12[\n" +
 	"\x0eInspectSandbox\x12#.hostagent.v1.InspectSandboxRequest\x1a$.hostagent.v1.InspectSandboxResponse\x12L\n" +
 	"\tKeepAlive\x12\x1e.hostagent.v1.KeepAliveRequest\x1a\x1f.hostagent.v1.KeepAliveResponse\x12a\n" +
 	"\x10HibernateSandbox\x12%.hostagent.v1.HibernateSandboxRequest\x1a&.hostagent.v1.HibernateSandboxResponse\x12R\n" +
+	"\vTrimSandbox\x12 .hostagent.v1.TrimSandboxRequest\x1a!.hostagent.v1.TrimSandboxResponse\x12R\n" +
 	"\vWaitSandbox\x12 .hostagent.v1.WaitSandboxRequest\x1a!.hostagent.v1.WaitSandboxResponse\x12T\n" +
 	"\vWatchEvents\x12 .hostagent.v1.WatchEventsRequest\x1a!.hostagent.v1.WatchEventsResponse0\x01\x12K\n" +
 	"\bReadLogs\x12\x1d.hostagent.v1.ReadLogsRequest\x1a\x1e.hostagent.v1.ReadLogsResponse0\x01\x12I\n" +
@@ -1260,7 +1377,7 @@ func file_hostagent_v1_sandbox_proto_rawDescGZIP() []byte {
 }
 
 var file_hostagent_v1_sandbox_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_hostagent_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_hostagent_v1_sandbox_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_hostagent_v1_sandbox_proto_goTypes = []any{
 	(ReadLogsRequest_Source)(0),      // 0: hostagent.v1.ReadLogsRequest.Source
 	(*InspectSandboxRequest)(nil),    // 1: hostagent.v1.InspectSandboxRequest
@@ -1270,46 +1387,50 @@ var file_hostagent_v1_sandbox_proto_goTypes = []any{
 	(*KeepAliveResponse)(nil),        // 5: hostagent.v1.KeepAliveResponse
 	(*HibernateSandboxRequest)(nil),  // 6: hostagent.v1.HibernateSandboxRequest
 	(*HibernateSandboxResponse)(nil), // 7: hostagent.v1.HibernateSandboxResponse
-	(*WaitSandboxRequest)(nil),       // 8: hostagent.v1.WaitSandboxRequest
-	(*WaitSandboxResponse)(nil),      // 9: hostagent.v1.WaitSandboxResponse
-	(*WatchEventsRequest)(nil),       // 10: hostagent.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),      // 11: hostagent.v1.WatchEventsResponse
-	(*SandboxEvent)(nil),             // 12: hostagent.v1.SandboxEvent
-	(*ReadLogsRequest)(nil),          // 13: hostagent.v1.ReadLogsRequest
-	(*ReadLogsResponse)(nil),         // 14: hostagent.v1.ReadLogsResponse
-	(*GetStatsRequest)(nil),          // 15: hostagent.v1.GetStatsRequest
-	(*GetStatsResponse)(nil),         // 16: hostagent.v1.GetStatsResponse
-	nil,                              // 17: hostagent.v1.SandboxRecord.EnvEntry
-	(*SandboxInfo)(nil),              // 18: hostagent.v1.SandboxInfo
-	(*NetworkPolicy)(nil),            // 19: hostagent.v1.NetworkPolicy
-	(*StageTime)(nil),                // 20: hostagent.v1.StageTime
-	(OnTimeout)(0),                   // 21: hostagent.v1.OnTimeout
+	(*TrimSandboxRequest)(nil),       // 8: hostagent.v1.TrimSandboxRequest
+	(*TrimSandboxResponse)(nil),      // 9: hostagent.v1.TrimSandboxResponse
+	(*WaitSandboxRequest)(nil),       // 10: hostagent.v1.WaitSandboxRequest
+	(*WaitSandboxResponse)(nil),      // 11: hostagent.v1.WaitSandboxResponse
+	(*WatchEventsRequest)(nil),       // 12: hostagent.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),      // 13: hostagent.v1.WatchEventsResponse
+	(*SandboxEvent)(nil),             // 14: hostagent.v1.SandboxEvent
+	(*ReadLogsRequest)(nil),          // 15: hostagent.v1.ReadLogsRequest
+	(*ReadLogsResponse)(nil),         // 16: hostagent.v1.ReadLogsResponse
+	(*GetStatsRequest)(nil),          // 17: hostagent.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),         // 18: hostagent.v1.GetStatsResponse
+	nil,                              // 19: hostagent.v1.SandboxRecord.EnvEntry
+	(*SandboxInfo)(nil),              // 20: hostagent.v1.SandboxInfo
+	(*NetworkPolicy)(nil),            // 21: hostagent.v1.NetworkPolicy
+	(*StageTime)(nil),                // 22: hostagent.v1.StageTime
+	(OnTimeout)(0),                   // 23: hostagent.v1.OnTimeout
 }
 var file_hostagent_v1_sandbox_proto_depIdxs = []int32{
 	3,  // 0: hostagent.v1.InspectSandboxResponse.sandbox:type_name -> hostagent.v1.SandboxRecord
-	18, // 1: hostagent.v1.SandboxRecord.info:type_name -> hostagent.v1.SandboxInfo
-	17, // 2: hostagent.v1.SandboxRecord.env:type_name -> hostagent.v1.SandboxRecord.EnvEntry
-	19, // 3: hostagent.v1.SandboxRecord.network:type_name -> hostagent.v1.NetworkPolicy
-	20, // 4: hostagent.v1.SandboxRecord.create_stages:type_name -> hostagent.v1.StageTime
-	21, // 5: hostagent.v1.SandboxRecord.on_timeout:type_name -> hostagent.v1.OnTimeout
-	12, // 6: hostagent.v1.WatchEventsResponse.event:type_name -> hostagent.v1.SandboxEvent
+	20, // 1: hostagent.v1.SandboxRecord.info:type_name -> hostagent.v1.SandboxInfo
+	19, // 2: hostagent.v1.SandboxRecord.env:type_name -> hostagent.v1.SandboxRecord.EnvEntry
+	21, // 3: hostagent.v1.SandboxRecord.network:type_name -> hostagent.v1.NetworkPolicy
+	22, // 4: hostagent.v1.SandboxRecord.create_stages:type_name -> hostagent.v1.StageTime
+	23, // 5: hostagent.v1.SandboxRecord.on_timeout:type_name -> hostagent.v1.OnTimeout
+	14, // 6: hostagent.v1.WatchEventsResponse.event:type_name -> hostagent.v1.SandboxEvent
 	0,  // 7: hostagent.v1.ReadLogsRequest.source:type_name -> hostagent.v1.ReadLogsRequest.Source
 	1,  // 8: hostagent.v1.SandboxService.InspectSandbox:input_type -> hostagent.v1.InspectSandboxRequest
 	4,  // 9: hostagent.v1.SandboxService.KeepAlive:input_type -> hostagent.v1.KeepAliveRequest
 	6,  // 10: hostagent.v1.SandboxService.HibernateSandbox:input_type -> hostagent.v1.HibernateSandboxRequest
-	8,  // 11: hostagent.v1.SandboxService.WaitSandbox:input_type -> hostagent.v1.WaitSandboxRequest
-	10, // 12: hostagent.v1.SandboxService.WatchEvents:input_type -> hostagent.v1.WatchEventsRequest
-	13, // 13: hostagent.v1.SandboxService.ReadLogs:input_type -> hostagent.v1.ReadLogsRequest
-	15, // 14: hostagent.v1.SandboxService.GetStats:input_type -> hostagent.v1.GetStatsRequest
-	2,  // 15: hostagent.v1.SandboxService.InspectSandbox:output_type -> hostagent.v1.InspectSandboxResponse
-	5,  // 16: hostagent.v1.SandboxService.KeepAlive:output_type -> hostagent.v1.KeepAliveResponse
-	7,  // 17: hostagent.v1.SandboxService.HibernateSandbox:output_type -> hostagent.v1.HibernateSandboxResponse
-	9,  // 18: hostagent.v1.SandboxService.WaitSandbox:output_type -> hostagent.v1.WaitSandboxResponse
-	11, // 19: hostagent.v1.SandboxService.WatchEvents:output_type -> hostagent.v1.WatchEventsResponse
-	14, // 20: hostagent.v1.SandboxService.ReadLogs:output_type -> hostagent.v1.ReadLogsResponse
-	16, // 21: hostagent.v1.SandboxService.GetStats:output_type -> hostagent.v1.GetStatsResponse
-	15, // [15:22] is the sub-list for method output_type
-	8,  // [8:15] is the sub-list for method input_type
+	8,  // 11: hostagent.v1.SandboxService.TrimSandbox:input_type -> hostagent.v1.TrimSandboxRequest
+	10, // 12: hostagent.v1.SandboxService.WaitSandbox:input_type -> hostagent.v1.WaitSandboxRequest
+	12, // 13: hostagent.v1.SandboxService.WatchEvents:input_type -> hostagent.v1.WatchEventsRequest
+	15, // 14: hostagent.v1.SandboxService.ReadLogs:input_type -> hostagent.v1.ReadLogsRequest
+	17, // 15: hostagent.v1.SandboxService.GetStats:input_type -> hostagent.v1.GetStatsRequest
+	2,  // 16: hostagent.v1.SandboxService.InspectSandbox:output_type -> hostagent.v1.InspectSandboxResponse
+	5,  // 17: hostagent.v1.SandboxService.KeepAlive:output_type -> hostagent.v1.KeepAliveResponse
+	7,  // 18: hostagent.v1.SandboxService.HibernateSandbox:output_type -> hostagent.v1.HibernateSandboxResponse
+	9,  // 19: hostagent.v1.SandboxService.TrimSandbox:output_type -> hostagent.v1.TrimSandboxResponse
+	11, // 20: hostagent.v1.SandboxService.WaitSandbox:output_type -> hostagent.v1.WaitSandboxResponse
+	13, // 21: hostagent.v1.SandboxService.WatchEvents:output_type -> hostagent.v1.WatchEventsResponse
+	16, // 22: hostagent.v1.SandboxService.ReadLogs:output_type -> hostagent.v1.ReadLogsResponse
+	18, // 23: hostagent.v1.SandboxService.GetStats:output_type -> hostagent.v1.GetStatsResponse
+	16, // [16:24] is the sub-list for method output_type
+	8,  // [8:16] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -1327,7 +1448,7 @@ func file_hostagent_v1_sandbox_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hostagent_v1_sandbox_proto_rawDesc), len(file_hostagent_v1_sandbox_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

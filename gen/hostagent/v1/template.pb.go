@@ -941,9 +941,13 @@ type WarmTemplateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The shape; zero values mean what they mean in a create.
-	Vcpus         int32 `protobuf:"varint,2,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
-	MemoryMb      int32 `protobuf:"varint,3,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
-	DiskSizeMb    int32 `protobuf:"varint,4,opt,name=disk_size_mb,json=diskSizeMb,proto3" json:"disk_size_mb,omitempty"`
+	Vcpus      int32 `protobuf:"varint,2,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	MemoryMb   int32 `protobuf:"varint,3,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
+	DiskSizeMb int32 `protobuf:"varint,4,opt,name=disk_size_mb,json=diskSizeMb,proto3" json:"disk_size_mb,omitempty"`
+	// What must be up in the machine before it is copied: "docker" or
+	// "kubernetes", which the image must bring. Copies have it up from their
+	// first moment. Default: nothing but the guest agent.
+	Ready         string `protobuf:"bytes,5,opt,name=ready,proto3" json:"ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1004,6 +1008,13 @@ func (x *WarmTemplateRequest) GetDiskSizeMb() int32 {
 		return x.DiskSizeMb
 	}
 	return 0
+}
+
+func (x *WarmTemplateRequest) GetReady() string {
+	if x != nil {
+		return x.Ready
+	}
+	return ""
 }
 
 type WarmTemplateResponse struct {
@@ -1234,13 +1245,15 @@ const file_hostagent_v1_template_proto_rawDesc = "" +
 	"sandboxIds\"4\n" +
 	"\x15RemoveTemplateRequest\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\"\x18\n" +
-	"\x16RemoveTemplateResponse\"\xc7\x01\n" +
+	"\x16RemoveTemplateResponse\"\xfa\x01\n" +
 	"\x13WarmTemplateRequest\x126\n" +
 	"\x04name\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d\x10\x01\x18\x80\x012\x16^[a-z0-9][a-z0-9._-]*$R\x04name\x12\x1f\n" +
 	"\x05vcpus\x18\x02 \x01(\x05B\t\xbaH\x06\x1a\x04\x18@(\x00R\x05vcpus\x12(\n" +
 	"\tmemory_mb\x18\x03 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80@(\x00R\bmemoryMb\x12-\n" +
 	"\fdisk_size_mb\x18\x04 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80@(\x00R\n" +
-	"diskSizeMb\"\xce\x01\n" +
+	"diskSizeMb\x121\n" +
+	"\x05ready\x18\x05 \x01(\tB\x1b\xbaH\x18r\x16R\x00R\x06dockerR\n" +
+	"kubernetesR\x05ready\"\xce\x01\n" +
 	"\x14WarmTemplateResponse\x12\x1f\n" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
 	"snapshotId\x12\x14\n" +

@@ -20,6 +20,7 @@ import (
 	"github.com/hutch-run/hutch/internal/guest/files"
 	"github.com/hutch-run/hutch/internal/guest/files/filesrpc"
 	"github.com/hutch-run/hutch/internal/guest/identity"
+	"github.com/hutch-run/hutch/internal/guest/mapped"
 	"github.com/hutch-run/hutch/internal/guest/power"
 	"github.com/hutch-run/hutch/internal/guest/process"
 	"github.com/hutch-run/hutch/internal/guest/process/processrpc"
@@ -187,6 +188,6 @@ func (a *agent) handler() http.Handler {
 	}))
 	return rpc.New(rpc.Params{
 		Log: a.log, Version: version.Version, Clock: a.clock, Info: sysinfo.Reader{Root: "/"},
-		Power: a.power, Mounts: mounts,
+		Power: a.power, Mapped: mapped.New("/"), TestFeatures: a.identity.TestFeatures, Mounts: mounts,
 	})
 }

@@ -22,17 +22,26 @@ const defaultsFile = "/run/hutch/defaults"
 type defaults struct {
 	user, cwd string
 	env       map[string]string
+	test      bool // test features are on
 }
 
 // defaultsFormat names the first of the strings in defaultsFile, each ended by
-// a NUL byte: the format, user, directory, and the variables as KEY=VALUE. (No
-// JSON: a create waits for the file, and would wait for the library.)
-const defaultsFormat = "hutch-defaults-1"
+// a NUL byte: the format, user, directory, "test" or nothing for test features,
+// and the variables as KEY=VALUE. (No JSON: a create waits for the file, and
+// would wait for the library.)
+const (
+	defaultsFormat = "hutch-defaults-2"
+	testWord       = "test"
+)
 
 func (d defaults) encode() []byte {
 	b := append([]byte(defaultsFormat), 0)
 	b = append(append(b, d.user...), 0)
 	b = append(append(b, d.cwd...), 0)
+	if d.test {
+		b = append(b, testWord...)
+	}
+	b = append(b, 0)
 	for k, v := range d.env {
 		b = append(append(append(append(b, k...), '='), v...), 0)
 	}
@@ -44,11 +53,11 @@ func parseDefaults(b []byte) (*defaults, error) {
 	if parts[0] != defaultsFormat {
 		return nil, fmt.Errorf("the format is not %s", defaultsFormat)
 	}
-	if len(parts) < 4 || parts[len(parts)-1] != "" {
+	if len(parts) < 5 || parts[len(parts)-1] != "" {
 		return nil, errors.New("the file is cut")
 	}
-	d := &defaults{user: parts[1], cwd: parts[2], env: map[string]string{}}
-	for _, p := range parts[3 : len(parts)-1] {
+	d := &defaults{user: parts[1], cwd: parts[2], test: parts[3] == testWord, env: map[string]string{}}
+	for _, p := range parts[4 : len(parts)-1] {
 		k, v, _ := strings.Cut(p, "=")
 		d.env[k] = v
 	}
@@ -93,18 +102,18 @@ func (k *keptIdentity) Configure(ctx context.Context, c identity.Config) (identi
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.kept = nil
-	if d := (defaults{c.User, c.Cwd, c.Env}); k.written == nil || !d.equal(*k.written) {
+	if d := (defaults{c.User, c.Cwd, c.Env, c.TestFeatures}); k.written == nil || !d.equal(*k.written) {
 		if err := writeDefaults(k.file, d); err != nil {
 			facts.Warnings = append(facts.Warnings, err.Error())
 			return facts, nil
 		}
-		k.written = &defaults{d.user, d.cwd, maps.Clone(d.env)}
+		k.written = &defaults{d.user, d.cwd, maps.Clone(d.env), d.test}
 	}
 	return facts, nil
 }
 
 func (d defaults) equal(other defaults) bool {
-	return d.user == other.user && d.cwd == other.cwd && maps.Equal(d.env, other.env)
+	return d.user == other.user && d.cwd == other.cwd && d.test == other.test && maps.Equal(d.env, other.env)
 }
 
 func writeDefaults(file string, d defaults) error {
@@ -146,4 +155,12 @@ func (k *keptIdentity) Cwd() string {
 		return d.cwd
 	}
 	return k.Identity.Cwd()
+}
+
+// TestFeatures reports whether what only tests need is on.
+func (k *keptIdentity) TestFeatures() bool {
+	if d := k.before(); d != nil {
+		return d.test
+	}
+	return k.Identity.TestFeatures()
 }

@@ -20,15 +20,15 @@ func TestDefaultsOutliveTheServer(t *testing.T) {
 	if k := next(); k.before() != nil {
 		t.Errorf("a first server knows %+v", k.before())
 	}
-	want := defaults{"user", "/srv", map[string]string{"A": "1=2", "B": ""}}
+	want := defaults{"user", "/srv", map[string]string{"A": "1=2", "B": ""}, true}
 	if err := writeDefaults(file, want); err != nil {
 		t.Fatal(err)
 	}
 	k := next()
-	if cmp.Diff(want.env, k.Env()) != "" || k.User() != want.user || k.Cwd() != want.cwd {
-		t.Errorf("the next server says %v %q %q", k.Env(), k.User(), k.Cwd())
+	if cmp.Diff(want.env, k.Env()) != "" || k.User() != want.user || k.Cwd() != want.cwd || !k.TestFeatures() {
+		t.Errorf("the next server says %v %q %q %v", k.Env(), k.User(), k.Cwd(), k.TestFeatures())
 	}
-	for name, content := range map[string]string{"garbage": "{", "newer": "hutch-defaults-2\x00user\x00/\x00", "cut": "hutch-defaults-1\x00user\x00/sr"} {
+	for name, content := range map[string]string{"garbage": "{", "newer": "hutch-defaults-3\x00user\x00/\x00", "cut": "hutch-defaults-2\x00user\x00/sr"} {
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -34,6 +34,8 @@ type Config struct {
 	Env  map[string]string
 	User string
 	Cwd  string
+	// TestFeatures turns on what only tests need.
+	TestFeatures bool
 }
 
 // Network is the guest's place in the network.
@@ -107,6 +109,7 @@ type Identity struct {
 	env  map[string]string // replaced, never changed
 	user string
 	cwd  string
+	test bool
 
 	bootID string          // guarded by configure; empty: nobody has asked yet
 	made   map[string]made // files in /etc by their names; guarded by configure
@@ -228,7 +231,7 @@ func (i *Identity) setNetwork(p plan) error {
 func (i *Identity) setDefaults(c Config) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.env, i.user, i.cwd = maps.Clone(c.Env), c.User, c.Cwd
+	i.env, i.user, i.cwd, i.test = maps.Clone(c.Env), c.User, c.Cwd, c.TestFeatures
 }
 
 // Env returns the environment of every command. Callers don't change the map.
@@ -251,4 +254,11 @@ func (i *Identity) Cwd() string {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
 	return i.cwd
+}
+
+// TestFeatures reports whether what only tests need is on.
+func (i *Identity) TestFeatures() bool {
+	i.mu.RLock()
+	defer i.mu.RUnlock()
+	return i.test
 }

@@ -32,15 +32,16 @@ func Configure(version string, to Identity) func(context.Context, []byte, func([
 
 // Numbers of fields.
 const (
-	fieldSandboxID   = 1
-	fieldMachineID   = 2
-	fieldNetwork     = 3
-	fieldUnixNanos   = 4
-	fieldEntropy     = 5
-	fieldEnv         = 6
-	fieldDefaultUser = 7
-	fieldDefaultCwd  = 8
-	fieldSetBootID   = 9
+	fieldSandboxID    = 1
+	fieldMachineID    = 2
+	fieldNetwork      = 3
+	fieldUnixNanos    = 4
+	fieldEntropy      = 5
+	fieldEnv          = 6
+	fieldDefaultUser  = 7
+	fieldDefaultCwd   = 8
+	fieldSetBootID    = 9
+	fieldTestFeatures = 10
 
 	fieldAddress = 1
 	fieldGateway = 2
@@ -115,6 +116,8 @@ func parseConfig(b []byte) (identity.Config, error) {
 			c.Cwd = string(f.bytes)
 		case fieldSetBootID:
 			c.BootID = string(f.bytes)
+		case fieldTestFeatures:
+			c.TestFeatures = f.varint != 0
 		}
 		return nil
 	})

@@ -10,7 +10,7 @@ import (
 )
 
 // noRuntime and noKubernetes answer for what this version of the agent does
-// not bring; noMmap for what is off outside of tests.
+// not bring.
 func (s *agentService) noRuntime() error {
 	return fault.New(fault.Unimplemented, "hutch-agent %s does not manage containerd and dockerd: "+
 		"start them by a command in the sandbox", s.p.Version)
@@ -21,9 +21,14 @@ func (s *agentService) noKubernetes() error {
 		"start it by a command in the sandbox", s.p.Version)
 }
 
-func (s *agentService) noMmap() error {
-	return fault.New(fault.Unimplemented, "MmapReadFile is a test feature, which this sandbox was not created with: "+
-		"read files by GET /files")
+// WatchPorts is not in this version.
+func (s *agentService) WatchPorts(context.Context, *connect.Request[arcboxv1.WatchPortsRequest], *connect.ServerStream[arcboxv1.WatchPortsResponse]) error {
+	return s.noRuntime()
+}
+
+// FollowServiceLog is not in this version.
+func (s *agentService) FollowServiceLog(context.Context, *connect.Request[arcboxv1.FollowServiceLogRequest], *connect.ServerStream[arcboxv1.FollowServiceLogResponse]) error {
+	return s.noRuntime()
 }
 
 // EnsureRuntime is not in this version.
@@ -66,10 +71,4 @@ func (s *agentService) GetKubernetesStatus(context.Context, *connect.Request[arc
 func (s *agentService) GetKubeconfig(context.Context, *connect.Request[arcboxv1.KubernetesKubeconfigRequest],
 ) (*connect.Response[arcboxv1.KubernetesKubeconfigResponse], error) {
 	return nil, s.noKubernetes()
-}
-
-// MmapReadFile is off.
-func (s *agentService) MmapReadFile(context.Context, *connect.Request[arcboxv1.MmapReadFileRequest],
-) (*connect.Response[arcboxv1.MmapReadFileResponse], error) {
-	return nil, s.noMmap()
 }

@@ -35,6 +35,11 @@ type Identity interface {
 	Configure(ctx context.Context, c identity.Config) (identity.Facts, error)
 }
 
+// Mapped reads files through mappings; a *mapped.Reader.
+type Mapped interface {
+	Read(ctx context.Context, path string, offset, length uint64) ([]byte, error)
+}
+
 // Mount is a handler of another package and where it belongs, a pattern of
 // http.ServeMux.
 type Mount struct {
@@ -42,14 +47,17 @@ type Mount struct {
 	Handler http.Handler
 }
 
-// Params are the parts behind the handlers. All but Mounts are needed.
+// Params are the parts behind the handlers. All but Mounts and TestFeatures are needed.
 type Params struct {
 	Log     *slog.Logger
 	Version string // of the agent
 	Clock   Clock
 	Info    Info
 	Power   Power
-	Mounts  []Mount
+	Mapped  Mapped
+	// TestFeatures reports whether what only tests need is on; nil: it is off.
+	TestFeatures func() bool
+	Mounts       []Mount
 }
 
 // New returns the handler of everything the guest agent serves by HTTP: its
@@ -59,7 +67,7 @@ func New(p Params) http.Handler {
 	mux := http.NewServeMux()
 	options := rpcx.HandlerOptions(p.Log)
 	agent := Lazy("/"+arcboxv1connect.AgentServiceName+"/", func() http.Handler {
-		_, handler := arcboxv1connect.NewAgentServiceHandler(&agentService{p}, options...)
+		_, handler := arcboxv1connect.NewAgentServiceHandler(&agentService{p}, append(options, mappedLimit())...)
 		return handler
 	})
 	mux.Handle(agent.Path, agent.Handler)

@@ -33,6 +33,7 @@ func hostRules() map[string]Role {
 		"/hostagent.v1.SandboxService/InspectSandbox":                    Admin,
 		"/hostagent.v1.SandboxService/KeepAlive":                         Admin,
 		"/hostagent.v1.SandboxService/HibernateSandbox":                  Admin,
+		"/hostagent.v1.SandboxService/TrimSandbox":                       Admin,
 		"/hostagent.v1.SandboxService/WaitSandbox":                       Read,
 		"/hostagent.v1.SandboxService/WatchEvents":                       Read,
 		"/hostagent.v1.SandboxService/ReadLogs":                          Read,
@@ -75,6 +76,8 @@ func guestRules() map[string]Role {
 		"/arcbox.v1.AgentService/Shutdown":            Admin,
 		"/arcbox.v1.AgentService/DiskTrim":            Admin,
 		"/arcbox.v1.AgentService/MmapReadFile":        Admin,
+		"/arcbox.v1.AgentService/WatchPorts":          Read,
+		"/arcbox.v1.AgentService/FollowServiceLog":    Read,
 
 		"/process.Process/List":        Admin,
 		"/process.Process/Connect":     Admin,

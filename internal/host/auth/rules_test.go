@@ -68,9 +68,11 @@ func TestEveryRPCHasARule(t *testing.T) {
 // is a decision that shows in a diff.
 func TestReadChangesNothing(t *testing.T) {
 	want := []string{
+		"/arcbox.v1.AgentService/FollowServiceLog",
 		"/arcbox.v1.AgentService/GetKubernetesStatus",
 		"/arcbox.v1.AgentService/GetRuntimeStatus",
 		"/arcbox.v1.AgentService/GetSystemInfo",
+		"/arcbox.v1.AgentService/WatchPorts",
 		"/grpc.health.v1.Health/Check",
 		"/grpc.health.v1.Health/List",
 		"/grpc.health.v1.Health/Watch",

@@ -160,6 +160,7 @@ func (p *parts) api(started time.Time) (*rpc.API, error) {
 			return p.store.ConsoleLog(id)
 		},
 		Stats:  p.stats,
+		Trim:   p.sandboxes.Trim,
 		Tokens: tokens, Domain: p.cfg.Domain,
 		Meter: p.metrics, ProxyMeter: p.metrics, Metrics: p.metrics.Handler(), Log: p.log,
 	})

@@ -116,6 +116,9 @@ func (d *Disks) Sync(path string) error {
 // Close waits for blank images in the making.
 func (d *Disks) Close() { d.making.Wait() }
 
+// Allocated returns how many bytes the host has given to the disk at path.
+func (*Disks) Allocated(path string) (int64, error) { return Allocated(path) }
+
 // Allocated returns how many bytes the host has given to the file at path.
 // Blocks shared with other files count in full.
 func Allocated(path string) (int64, error) {

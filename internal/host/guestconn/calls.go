@@ -53,7 +53,7 @@ func (c *Conn) Configure(ctx context.Context, cfg Config) (Facts, error) {
 	}
 	request, err := proto.Marshal(&guestv1.ConfigureRequest{
 		SandboxId: cfg.ID, MachineId: cfg.MachineID, Entropy: entropy, Env: cfg.Env,
-		DefaultUser: cfg.DefaultUser, DefaultCwd: cfg.DefaultCwd, BootId: cfg.BootID,
+		DefaultUser: cfg.DefaultUser, DefaultCwd: cfg.DefaultCwd, BootId: cfg.BootID, TestFeatures: cfg.TestFeatures,
 		Network: &guestv1.Network{Address: cfg.Address, Gateway: cfg.Gateway, Dns: cfg.DNS, Mtu: uint32(max(cfg.MTU, 0))},
 	})
 	if err != nil {
@@ -114,6 +114,18 @@ func (c *Conn) Shutdown(ctx context.Context, grace time.Duration) error {
 		return fault.New(fault.Unavailable, "shut guest down: its agent did not accept")
 	}
 	return nil
+}
+
+// Trim implements Guest.
+func (c *Conn) Trim(ctx context.Context) (Trimmed, error) {
+	if _, err := c.session(ctx); err != nil {
+		return Trimmed{}, err
+	}
+	res, err := c.agent.DiskTrim(ctx, connect.NewRequest(&arcboxv1.DiskTrimRequest{}))
+	if err != nil {
+		return Trimmed{}, callError("trim the disks of guest", err)
+	}
+	return Trimmed{Bytes: res.Msg.GetBytesTrimmed(), Detail: text(res.Msg.GetResult())}, nil
 }
 
 // Memory implements Guest.

@@ -33,6 +33,8 @@ type Fake struct {
 	OnRoundTrip func(r *http.Request) (*http.Response, error)
 	// OnDialPort, when not nil, makes the connections of DialPort.
 	OnDialPort func(ctx context.Context, port uint16) (net.Conn, error)
+	// Trimmed is what Trim returns.
+	Trimmed Trimmed
 	// Used and Total are what Memory returns.
 	Used, Total uint64
 
@@ -127,6 +129,11 @@ func (f *Fake) Quiesce(ctx context.Context) (Quiesced, error) {
 
 // SyncClock implements Guest.
 func (f *Fake) SyncClock(ctx context.Context) error { return f.enter(ctx, "SyncClock") }
+
+// Trim implements Guest.
+func (f *Fake) Trim(ctx context.Context) (Trimmed, error) {
+	return f.Trimmed, f.enter(ctx, "Trim")
+}
 
 // Shutdown implements Guest.
 func (f *Fake) Shutdown(ctx context.Context, grace time.Duration) error {

@@ -26,14 +26,27 @@ type Guest interface {
 	Exec(ctx context.Context, e Exec) (Result, error)
 	// Memory tells how much memory the guest uses and has, in bytes.
 	Memory(ctx context.Context) (used, total uint64, err error)
+	// Trim has the guest give back the blocks that its filesystems do not use.
+	Trim(ctx context.Context) (Trimmed, error)
+	Dialer
+	// Close ends the connection and waits for its goroutines.
+	Close() error
+}
+
+// Dialer reaches what is served in a guest.
+type Dialer interface {
 	// Transport carries HTTP/2 requests to the guest's APIs. It never dials
 	// anything else.
 	Transport() http.RoundTripper
 	// DialPort opens a TCP connection to a port of the guest, as from inside
 	// it: its loopback first, then its own address.
 	DialPort(ctx context.Context, port uint16) (net.Conn, error)
-	// Close ends the connection and waits for its goroutines.
-	Close() error
+}
+
+// Trimmed is what a Trim gave back.
+type Trimmed struct {
+	Bytes  uint64
+	Detail string // by filesystem, in the guest's words
 }
 
 // Hello is what the guest agent says of itself when the link comes up.
@@ -57,6 +70,8 @@ type Config struct {
 	// known by from now on. Empty: it is who it was, which includes the original
 	// after a Quiesce, and one that comes back from a disk.
 	BootID string
+	// TestFeatures turns on what only tests need.
+	TestFeatures bool
 }
 
 // Quiesced is how a Quiesce went.

@@ -434,7 +434,7 @@ func (b *box) vmSpec(image string, k kernel.Pack, netns string) vmm.Spec {
 
 func (b *box) guestConfig() guestconn.Config {
 	c := guestDefaults(b.rec)
-	c.ID, c.MachineID = string(b.id), b.rec.MachineID
+	c.ID, c.MachineID, c.TestFeatures = string(b.id), b.rec.MachineID, b.rec.Spec.TestFeatures
 	c.Address, c.Gateway, c.DNS, c.MTU = network.GuestAddr, network.GatewayIP, b.m.p.DNS, network.MTU
 	return c
 }

@@ -28,7 +28,8 @@ type clockSync struct {
 	done   chan struct{}
 }
 
-// startClock starts telling the guest the time, after first.
+// startClock starts telling the guest the time, after first. What else is done
+// for a guest every now and then is done on that beat.
 func (b *box) startClock(first time.Duration) {
 	ctx, cancel := context.WithCancel(b.m.life)
 	c := &clockSync{now: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{})}
@@ -41,6 +42,7 @@ func (b *box) startClock(first time.Duration) {
 }
 
 func (b *box) keepTime(ctx context.Context, c *clockSync, guest guestconn.Guest, after time.Duration) {
+	trims := trims{at: time.Now()}
 	for c.wait(ctx, after) {
 		after = syncLeast + rand.N(syncLeast)
 		if b.pub.Load().rec.State == sandbox.Running {
@@ -50,6 +52,7 @@ func (b *box) keepTime(ctx context.Context, c *clockSync, guest guestconn.Guest,
 			if err != nil && ctx.Err() == nil {
 				b.log.Debug("guest was not told the time", slog.Any("error", err))
 			}
+			b.trimIfDue(ctx, guest, &trims)
 		}
 	}
 }

@@ -347,6 +347,11 @@ func (f fakeDisks) Remove(path string) error {
 
 func (f fakeDisks) Sync(string) error { return f.s.do("Disks.Sync", func() error { return nil }) }
 
+func (f fakeDisks) Allocated(path string) (int64, error) {
+	b, err := os.ReadFile(path)
+	return int64(len(b)), err
+}
+
 type fakeTemplates struct{ s *session }
 
 // fakeGuest is a connection to the guest of a machine.
@@ -444,7 +449,10 @@ func (g *fakeGuest) Exec(context.Context, guestconn.Exec) (guestconn.Result, err
 	return guestconn.Result{}, nil
 }
 func (g *fakeGuest) Memory(context.Context) (used, total uint64, err error) { return 1, 2, nil }
-func (g *fakeGuest) Transport() http.RoundTripper                           { return nil }
+func (g *fakeGuest) Trim(context.Context) (guestconn.Trimmed, error) {
+	return guestconn.Trimmed{Bytes: 7, Detail: "/: 7 bytes"}, nil
+}
+func (g *fakeGuest) Transport() http.RoundTripper { return nil }
 func (g *fakeGuest) DialPort(context.Context, uint16) (net.Conn, error) {
 	return nil, errors.New("no ports in this world")
 }

@@ -60,6 +60,8 @@ type Disks interface {
 	Remove(path string) error
 	// Sync makes a disk outlive a crash of the host.
 	Sync(path string) error
+	// Allocated returns how many bytes the host has given to a disk.
+	Allocated(path string) (int64, error)
 }
 
 // Templates knows the templates and their images.

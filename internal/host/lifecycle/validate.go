@@ -143,7 +143,7 @@ func same(a, b sandbox.Spec) bool {
 	return a.Template == b.Template && a.VCPUs == b.VCPUs && a.MemoryMB == b.MemoryMB && a.DiskMB == b.DiskMB &&
 		a.Timeout == b.Timeout && a.OnTimeout == b.OnTimeout && a.AutoResume == b.AutoResume && a.DefaultUser == b.DefaultUser &&
 		maps.Equal(a.DefaultEnv, b.DefaultEnv) && maps.Equal(a.Labels, b.Labels) &&
-		samePolicy(a.Network, b.Network)
+		a.TestFeatures == b.TestFeatures && samePolicy(a.Network, b.Network)
 }
 
 func samePolicy(a, b sandbox.Policy) bool { return a.Mode == b.Mode && slices.Equal(a.Allow, b.Allow) }

@@ -53,6 +53,8 @@ func specOf(m *hostagentv1.CreateSandboxRequest) (id sandbox.ID, spec sandbox.Sp
 		Labels:      m.GetLabels(),
 		Network:     policy,
 		ColdStart:   m.GetColdStart(),
+
+		TestFeatures: m.GetTestFeatures(),
 	}, nil
 }
 

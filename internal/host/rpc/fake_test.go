@@ -272,8 +272,11 @@ func newWorld(t *testing.T, change ...func(*Params)) *world {
 	p := Params{
 		Sandboxes: w.boxes, Templates: w.shelf, Snapshots: w.stills, Host: fakeHost{}, Subscribe: log.Subscribe,
 		LogPath: func(id sandbox.ID, s LogSource) string { return filepath.Join(w.logs, string(id)+"-"+string(s)+".log") },
-		Stats:   func(context.Context, sandbox.ID) (Stats, error) { return Stats{CPU: time.Second, RSS: 7}, nil },
-		Meter:   m, ProxyMeter: m, Metrics: m.Handler(), Log: slog.New(slog.DiscardHandler),
+		Trim: func(context.Context, sandbox.ID) (lifecycle.Trimmed, error) {
+			return lifecycle.Trimmed{Guest: 5, Host: 3, Detail: "/: 5 bytes"}, nil
+		},
+		Stats: func(context.Context, sandbox.ID) (Stats, error) { return Stats{CPU: time.Second, RSS: 7}, nil },
+		Meter: m, ProxyMeter: m, Metrics: m.Handler(), Log: slog.New(slog.DiscardHandler),
 	}
 	for _, c := range change {
 		c(&p)

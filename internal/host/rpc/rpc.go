@@ -43,6 +43,8 @@ type Params struct {
 	// moves to the same name with ".1" when it is full.
 	LogPath func(id sandbox.ID, source LogSource) string
 	Stats   func(ctx context.Context, id sandbox.ID) (Stats, error)
+	// Trim is lifecycle's Manager.Trim.
+	Trim func(ctx context.Context, id sandbox.ID) (lifecycle.Trimmed, error)
 
 	// Tokens open the API over TCP. Empty: see auth.
 	Tokens []auth.Token
@@ -118,7 +120,7 @@ func New(p Params) (*API, error) {
 
 func (p Params) check() error {
 	if p.Sandboxes == nil || p.Templates == nil || p.Snapshots == nil || p.Host == nil || p.Subscribe == nil ||
-		p.LogPath == nil || p.Stats == nil || p.Log == nil {
+		p.LogPath == nil || p.Stats == nil || p.Trim == nil || p.Log == nil {
 		return errors.New("rpc: a needed field of Params is not set")
 	}
 	return nil
@@ -156,7 +158,7 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 	mount := func(path string, h http.Handler) { services[path] = h }
 	mount(hostagentv1connect.NewHostAgentServiceHandler(&hostAgent{p.Sandboxes, p.Meter}, options))
 	mount(hostagentv1connect.NewSandboxServiceHandler(&sandboxes{
-		boxes: p.Sandboxes, subscribe: p.Subscribe, logPath: p.LogPath, stats: p.Stats, draining: draining,
+		boxes: p.Sandboxes, subscribe: p.Subscribe, logPath: p.LogPath, stats: p.Stats, trim: p.Trim, draining: draining,
 	}, options))
 	mount(hostagentv1connect.NewTemplateServiceHandler(&templates{p.Templates, p.Sandboxes, p.Snapshots}, options))
 	mount(hostagentv1connect.NewSnapshotServiceHandler(&snapshots{p.Snapshots}, options))

@@ -19,6 +19,7 @@ type sandboxes struct {
 	subscribe func(after int64) (*events.Reader, error)
 	logPath   func(sandbox.ID, LogSource) string
 	stats     func(context.Context, sandbox.ID) (Stats, error)
+	trim      func(context.Context, sandbox.ID) (lifecycle.Trimmed, error)
 	draining  context.Context // ends when hutchd stops
 }
 
@@ -131,6 +132,16 @@ func (s *sandboxes) GetStats(ctx context.Context, r *connect.Request[hostagentv1
 	}
 	stats, err := s.stats(ctx, id)
 	return answer(statsTo(stats), err)
+}
+
+// TrimSandbox implements the RPC.
+func (s *sandboxes) TrimSandbox(ctx context.Context, r *connect.Request[hostagentv1.TrimSandboxRequest]) (*connect.Response[hostagentv1.TrimSandboxResponse], error) {
+	id, err := idOf(r.Msg.GetSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.trim(ctx, id)
+	return answer(&hostagentv1.TrimSandboxResponse{TrimmedBytes: t.Guest, FreedBytes: t.Host, Result: t.Detail}, err)
 }
 
 func sourceOf(m hostagentv1.ReadLogsRequest_Source) LogSource {

@@ -70,6 +70,11 @@ const (
 	// AgentServiceMmapReadFileProcedure is the fully-qualified name of the AgentService's MmapReadFile
 	// RPC.
 	AgentServiceMmapReadFileProcedure = "/arcbox.v1.AgentService/MmapReadFile"
+	// AgentServiceWatchPortsProcedure is the fully-qualified name of the AgentService's WatchPorts RPC.
+	AgentServiceWatchPortsProcedure = "/arcbox.v1.AgentService/WatchPorts"
+	// AgentServiceFollowServiceLogProcedure is the fully-qualified name of the AgentService's
+	// FollowServiceLog RPC.
+	AgentServiceFollowServiceLogProcedure = "/arcbox.v1.AgentService/FollowServiceLog"
 )
 
 // AgentServiceClient is a client for the arcbox.v1.AgentService service.
@@ -100,6 +105,12 @@ type AgentServiceClient interface {
 	// MmapReadFile reads a file through a shared mapping. Compiled in, and off
 	// unless the sandbox was created with test features.
 	MmapReadFile(context.Context, *connect.Request[v1.MmapReadFileRequest]) (*connect.Response[v1.MmapReadFileResponse], error)
+	// WatchPorts tells all that is published now, then what changes. It never
+	// ends by itself.
+	WatchPorts(context.Context, *connect.Request[v1.WatchPortsRequest]) (*connect.ServerStreamForClient[v1.WatchPortsResponse], error)
+	// FollowServiceLog returns the last lines that a service wrote and, when
+	// asked to, those that it writes from then on.
+	FollowServiceLog(context.Context, *connect.Request[v1.FollowServiceLogRequest]) (*connect.ServerStreamForClient[v1.FollowServiceLogResponse], error)
 }
 
 // NewAgentServiceClient constructs a client for the arcbox.v1.AgentService service. By default, it
@@ -185,6 +196,18 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("MmapReadFile")),
 			connect.WithClientOptions(opts...),
 		),
+		watchPorts: connect.NewClient[v1.WatchPortsRequest, v1.WatchPortsResponse](
+			httpClient,
+			baseURL+AgentServiceWatchPortsProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("WatchPorts")),
+			connect.WithClientOptions(opts...),
+		),
+		followServiceLog: connect.NewClient[v1.FollowServiceLogRequest, v1.FollowServiceLogResponse](
+			httpClient,
+			baseURL+AgentServiceFollowServiceLogProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("FollowServiceLog")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -202,6 +225,8 @@ type agentServiceClient struct {
 	shutdown            *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
 	diskTrim            *connect.Client[v1.DiskTrimRequest, v1.DiskTrimResponse]
 	mmapReadFile        *connect.Client[v1.MmapReadFileRequest, v1.MmapReadFileResponse]
+	watchPorts          *connect.Client[v1.WatchPortsRequest, v1.WatchPortsResponse]
+	followServiceLog    *connect.Client[v1.FollowServiceLogRequest, v1.FollowServiceLogResponse]
 }
 
 // Ping calls arcbox.v1.AgentService.Ping.
@@ -264,6 +289,16 @@ func (c *agentServiceClient) MmapReadFile(ctx context.Context, req *connect.Requ
 	return c.mmapReadFile.CallUnary(ctx, req)
 }
 
+// WatchPorts calls arcbox.v1.AgentService.WatchPorts.
+func (c *agentServiceClient) WatchPorts(ctx context.Context, req *connect.Request[v1.WatchPortsRequest]) (*connect.ServerStreamForClient[v1.WatchPortsResponse], error) {
+	return c.watchPorts.CallServerStream(ctx, req)
+}
+
+// FollowServiceLog calls arcbox.v1.AgentService.FollowServiceLog.
+func (c *agentServiceClient) FollowServiceLog(ctx context.Context, req *connect.Request[v1.FollowServiceLogRequest]) (*connect.ServerStreamForClient[v1.FollowServiceLogResponse], error) {
+	return c.followServiceLog.CallServerStream(ctx, req)
+}
+
 // AgentServiceHandler is an implementation of the arcbox.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Ping answers, and sets the guest clock when the request carries a time.
@@ -292,6 +327,12 @@ type AgentServiceHandler interface {
 	// MmapReadFile reads a file through a shared mapping. Compiled in, and off
 	// unless the sandbox was created with test features.
 	MmapReadFile(context.Context, *connect.Request[v1.MmapReadFileRequest]) (*connect.Response[v1.MmapReadFileResponse], error)
+	// WatchPorts tells all that is published now, then what changes. It never
+	// ends by itself.
+	WatchPorts(context.Context, *connect.Request[v1.WatchPortsRequest], *connect.ServerStream[v1.WatchPortsResponse]) error
+	// FollowServiceLog returns the last lines that a service wrote and, when
+	// asked to, those that it writes from then on.
+	FollowServiceLog(context.Context, *connect.Request[v1.FollowServiceLogRequest], *connect.ServerStream[v1.FollowServiceLogResponse]) error
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -373,6 +414,18 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("MmapReadFile")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceWatchPortsHandler := connect.NewServerStreamHandler(
+		AgentServiceWatchPortsProcedure,
+		svc.WatchPorts,
+		connect.WithSchema(agentServiceMethods.ByName("WatchPorts")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceFollowServiceLogHandler := connect.NewServerStreamHandler(
+		AgentServiceFollowServiceLogProcedure,
+		svc.FollowServiceLog,
+		connect.WithSchema(agentServiceMethods.ByName("FollowServiceLog")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/arcbox.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServicePingProcedure:
@@ -399,6 +452,10 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceDiskTrimHandler.ServeHTTP(w, r)
 		case AgentServiceMmapReadFileProcedure:
 			agentServiceMmapReadFileHandler.ServeHTTP(w, r)
+		case AgentServiceWatchPortsProcedure:
+			agentServiceWatchPortsHandler.ServeHTTP(w, r)
+		case AgentServiceFollowServiceLogProcedure:
+			agentServiceFollowServiceLogHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -454,4 +511,12 @@ func (UnimplementedAgentServiceHandler) DiskTrim(context.Context, *connect.Reque
 
 func (UnimplementedAgentServiceHandler) MmapReadFile(context.Context, *connect.Request[v1.MmapReadFileRequest]) (*connect.Response[v1.MmapReadFileResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("arcbox.v1.AgentService.MmapReadFile is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) WatchPorts(context.Context, *connect.Request[v1.WatchPortsRequest], *connect.ServerStream[v1.WatchPortsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("arcbox.v1.AgentService.WatchPorts is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) FollowServiceLog(context.Context, *connect.Request[v1.FollowServiceLogRequest], *connect.ServerStream[v1.FollowServiceLogResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("arcbox.v1.AgentService.FollowServiceLog is not implemented"))
 }

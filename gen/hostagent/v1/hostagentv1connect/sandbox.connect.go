@@ -44,6 +44,9 @@ const (
 	// SandboxServiceHibernateSandboxProcedure is the fully-qualified name of the SandboxService's
 	// HibernateSandbox RPC.
 	SandboxServiceHibernateSandboxProcedure = "/hostagent.v1.SandboxService/HibernateSandbox"
+	// SandboxServiceTrimSandboxProcedure is the fully-qualified name of the SandboxService's
+	// TrimSandbox RPC.
+	SandboxServiceTrimSandboxProcedure = "/hostagent.v1.SandboxService/TrimSandbox"
 	// SandboxServiceWaitSandboxProcedure is the fully-qualified name of the SandboxService's
 	// WaitSandbox RPC.
 	SandboxServiceWaitSandboxProcedure = "/hostagent.v1.SandboxService/WaitSandbox"
@@ -67,6 +70,9 @@ type SandboxServiceClient interface {
 	// brings it back. It keeps its id, its disk and its address. A resume that comes
 	// while the memory is being written ends that, and this call is canceled.
 	HibernateSandbox(context.Context, *connect.Request[v1.HibernateSandboxRequest]) (*connect.Response[v1.HibernateSandboxResponse], error)
+	// TrimSandbox has the guest give back the blocks that its filesystems do not
+	// use. It is no activity. hutchd does the same by itself, see docs/api.md.
+	TrimSandbox(context.Context, *connect.Request[v1.TrimSandboxRequest]) (*connect.Response[v1.TrimSandboxResponse], error)
 	// WaitSandbox answers when the sandbox is in one of the states asked for, or
 	// gone.
 	WaitSandbox(context.Context, *connect.Request[v1.WaitSandboxRequest]) (*connect.Response[v1.WaitSandboxResponse], error)
@@ -108,6 +114,12 @@ func NewSandboxServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(sandboxServiceMethods.ByName("HibernateSandbox")),
 			connect.WithClientOptions(opts...),
 		),
+		trimSandbox: connect.NewClient[v1.TrimSandboxRequest, v1.TrimSandboxResponse](
+			httpClient,
+			baseURL+SandboxServiceTrimSandboxProcedure,
+			connect.WithSchema(sandboxServiceMethods.ByName("TrimSandbox")),
+			connect.WithClientOptions(opts...),
+		),
 		waitSandbox: connect.NewClient[v1.WaitSandboxRequest, v1.WaitSandboxResponse](
 			httpClient,
 			baseURL+SandboxServiceWaitSandboxProcedure,
@@ -140,6 +152,7 @@ type sandboxServiceClient struct {
 	inspectSandbox   *connect.Client[v1.InspectSandboxRequest, v1.InspectSandboxResponse]
 	keepAlive        *connect.Client[v1.KeepAliveRequest, v1.KeepAliveResponse]
 	hibernateSandbox *connect.Client[v1.HibernateSandboxRequest, v1.HibernateSandboxResponse]
+	trimSandbox      *connect.Client[v1.TrimSandboxRequest, v1.TrimSandboxResponse]
 	waitSandbox      *connect.Client[v1.WaitSandboxRequest, v1.WaitSandboxResponse]
 	watchEvents      *connect.Client[v1.WatchEventsRequest, v1.WatchEventsResponse]
 	readLogs         *connect.Client[v1.ReadLogsRequest, v1.ReadLogsResponse]
@@ -159,6 +172,11 @@ func (c *sandboxServiceClient) KeepAlive(ctx context.Context, req *connect.Reque
 // HibernateSandbox calls hostagent.v1.SandboxService.HibernateSandbox.
 func (c *sandboxServiceClient) HibernateSandbox(ctx context.Context, req *connect.Request[v1.HibernateSandboxRequest]) (*connect.Response[v1.HibernateSandboxResponse], error) {
 	return c.hibernateSandbox.CallUnary(ctx, req)
+}
+
+// TrimSandbox calls hostagent.v1.SandboxService.TrimSandbox.
+func (c *sandboxServiceClient) TrimSandbox(ctx context.Context, req *connect.Request[v1.TrimSandboxRequest]) (*connect.Response[v1.TrimSandboxResponse], error) {
+	return c.trimSandbox.CallUnary(ctx, req)
 }
 
 // WaitSandbox calls hostagent.v1.SandboxService.WaitSandbox.
@@ -192,6 +210,9 @@ type SandboxServiceHandler interface {
 	// brings it back. It keeps its id, its disk and its address. A resume that comes
 	// while the memory is being written ends that, and this call is canceled.
 	HibernateSandbox(context.Context, *connect.Request[v1.HibernateSandboxRequest]) (*connect.Response[v1.HibernateSandboxResponse], error)
+	// TrimSandbox has the guest give back the blocks that its filesystems do not
+	// use. It is no activity. hutchd does the same by itself, see docs/api.md.
+	TrimSandbox(context.Context, *connect.Request[v1.TrimSandboxRequest]) (*connect.Response[v1.TrimSandboxResponse], error)
 	// WaitSandbox answers when the sandbox is in one of the states asked for, or
 	// gone.
 	WaitSandbox(context.Context, *connect.Request[v1.WaitSandboxRequest]) (*connect.Response[v1.WaitSandboxResponse], error)
@@ -229,6 +250,12 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 		connect.WithSchema(sandboxServiceMethods.ByName("HibernateSandbox")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sandboxServiceTrimSandboxHandler := connect.NewUnaryHandler(
+		SandboxServiceTrimSandboxProcedure,
+		svc.TrimSandbox,
+		connect.WithSchema(sandboxServiceMethods.ByName("TrimSandbox")),
+		connect.WithHandlerOptions(opts...),
+	)
 	sandboxServiceWaitSandboxHandler := connect.NewUnaryHandler(
 		SandboxServiceWaitSandboxProcedure,
 		svc.WaitSandbox,
@@ -261,6 +288,8 @@ func NewSandboxServiceHandler(svc SandboxServiceHandler, opts ...connect.Handler
 			sandboxServiceKeepAliveHandler.ServeHTTP(w, r)
 		case SandboxServiceHibernateSandboxProcedure:
 			sandboxServiceHibernateSandboxHandler.ServeHTTP(w, r)
+		case SandboxServiceTrimSandboxProcedure:
+			sandboxServiceTrimSandboxHandler.ServeHTTP(w, r)
 		case SandboxServiceWaitSandboxProcedure:
 			sandboxServiceWaitSandboxHandler.ServeHTTP(w, r)
 		case SandboxServiceWatchEventsProcedure:
@@ -288,6 +317,10 @@ func (UnimplementedSandboxServiceHandler) KeepAlive(context.Context, *connect.Re
 
 func (UnimplementedSandboxServiceHandler) HibernateSandbox(context.Context, *connect.Request[v1.HibernateSandboxRequest]) (*connect.Response[v1.HibernateSandboxResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.SandboxService.HibernateSandbox is not implemented"))
+}
+
+func (UnimplementedSandboxServiceHandler) TrimSandbox(context.Context, *connect.Request[v1.TrimSandboxRequest]) (*connect.Response[v1.TrimSandboxResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("hostagent.v1.SandboxService.TrimSandbox is not implemented"))
 }
 
 func (UnimplementedSandboxServiceHandler) WaitSandbox(context.Context, *connect.Request[v1.WaitSandboxRequest]) (*connect.Response[v1.WaitSandboxResponse], error) {

@@ -50,7 +50,9 @@ type ConfigureRequest struct {
 	// on, different for each. Programs read it in /proc/sys/kernel/random/boot_id.
 	// The restore hooks of the image run before its programs do. Empty: it stays
 	// who it is, as after a boot, and for the original after a copy was made.
-	BootId        string `protobuf:"bytes,9,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	BootId string `protobuf:"bytes,9,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// Turns on what only tests need: MmapReadFile.
+	TestFeatures  bool `protobuf:"varint,10,opt,name=test_features,json=testFeatures,proto3" json:"test_features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -146,6 +148,13 @@ func (x *ConfigureRequest) GetBootId() string {
 		return x.BootId
 	}
 	return ""
+}
+
+func (x *ConfigureRequest) GetTestFeatures() bool {
+	if x != nil {
+		return x.TestFeatures
+	}
+	return false
 }
 
 // Network is the guest's place in the network.
@@ -513,7 +522,7 @@ var File_hutch_guest_v1_guest_proto protoreflect.FileDescriptor
 
 const file_hutch_guest_v1_guest_proto_rawDesc = "" +
 	"\n" +
-	"\x1ahutch/guest/v1/guest.proto\x12\x0ehutch.guest.v1\"\x8e\x03\n" +
+	"\x1ahutch/guest/v1/guest.proto\x12\x0ehutch.guest.v1\"\xb3\x03\n" +
 	"\x10ConfigureRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1d\n" +
@@ -527,7 +536,9 @@ const file_hutch_guest_v1_guest_proto_rawDesc = "" +
 	"\fdefault_user\x18\a \x01(\tR\vdefaultUser\x12\x1f\n" +
 	"\vdefault_cwd\x18\b \x01(\tR\n" +
 	"defaultCwd\x12\x17\n" +
-	"\aboot_id\x18\t \x01(\tR\x06bootId\x1a6\n" +
+	"\aboot_id\x18\t \x01(\tR\x06bootId\x12#\n" +
+	"\rtest_features\x18\n" +
+	" \x01(\bR\ftestFeatures\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
