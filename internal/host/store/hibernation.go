@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -50,8 +51,13 @@ func (s *Store) DropMemory(id sandbox.ID) error {
 	if err := s.Spend(id); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(s.spentMemory(id)); err != nil {
-		return fmt.Errorf("remove memory: %w", err)
+	err := os.Rename(s.spentMemory(id), s.inTrash(memoryPrefix+string(id)))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("remove memory: %w", fault.DiskFull(err))
+	}
+	s.wake()
 	return nil
 }

@@ -2,13 +2,15 @@ package store
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
 func TestAMemoryIsUsedOnce(t *testing.T) {
-	s := open(t, t.TempDir())
+	root := t.TempDir()
+	s := open(t, root)
 	const id = sandbox.ID("sb-1")
 	check := func(when string, asleep, woken bool) {
 		t.Helper()
@@ -39,4 +41,5 @@ func TestAMemoryIsUsedOnce(t *testing.T) {
 	must(os.Mkdir(s.Hibernation(id), 0o700))
 	must(s.DropMemory(id))
 	check("given up", false, false)
+	waitEmpty(t, filepath.Join(root, trashName))
 }

@@ -37,6 +37,8 @@ const (
 
 	newPrefix   = ".new-"
 	trashPrefix = "sandbox."
+	// memoryPrefix begins those of memories that were used, or not needed.
+	memoryPrefix = "memory."
 )
 
 // Store is an open root. It is safe for concurrent use, but for one sandbox

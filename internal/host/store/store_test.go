@@ -282,7 +282,7 @@ func TestTrashIsEmptiedAtStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	const others = "image-123" // another package is about to put something there
-	for _, name := range []string{"sandbox.sb-left.0123456789abcdef", others, "sandbox.BAD.1"} {
+	for _, name := range []string{"sandbox.sb-left.0123456789abcdef", others, "sandbox.BAD.1", "memory.sb-left.0123456789abcdef"} {
 		dir := filepath.Join(root, trashName, name, "sub")
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)

@@ -32,9 +32,7 @@ func (s *Store) Remove(id sandbox.ID) error {
 	if _, err := sandbox.ParseID(string(id)); err != nil {
 		return err
 	}
-	var nonce [8]byte
-	rand.Read(nonce[:]) // never fails, see crypto/rand
-	to := filepath.Join(s.trashDir(), trashPrefix+string(id)+"."+hex.EncodeToString(nonce[:]))
+	to := s.inTrash(trashPrefix + string(id))
 	if err := s.at("remove: rename"); err != nil {
 		return err
 	}
@@ -50,6 +48,13 @@ func (s *Store) Remove(id sandbox.ID) error {
 		return err
 	}
 	return errors.Join(syncDir(s.trashDir()), syncDir(s.sandboxesDir()))
+}
+
+// inTrash returns a new name in the trash.
+func (s *Store) inTrash(what string) string {
+	var nonce [8]byte
+	rand.Read(nonce[:]) // never fails, see crypto/rand
+	return filepath.Join(s.trashDir(), what+"."+hex.EncodeToString(nonce[:]))
 }
 
 // readTrash notes which sandboxes are in the trash.
@@ -91,7 +96,7 @@ func (s *Store) sweep() {
 	}
 }
 
-// emptyTrash deletes what was a sandbox. Others put their things into the same
+// emptyTrash deletes what was a sandbox or its memory. Others put their things into the same
 // directory, and need them there for a moment.
 func (s *Store) emptyTrash() {
 	names, err := readNames(s.trashDir())
@@ -105,7 +110,7 @@ func (s *Store) emptyTrash() {
 			return // the rest goes at the next start
 		default:
 		}
-		if !strings.HasPrefix(name, trashPrefix) {
+		if !strings.HasPrefix(name, trashPrefix) && !strings.HasPrefix(name, memoryPrefix) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(s.trashDir(), name)); err != nil {
