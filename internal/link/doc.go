@@ -63,9 +63,16 @@
 // # Streams
 //
 // Only the host opens streams. OPEN carries a preface: its version and the
-// target, "api", "tcp:<port>" or "call:<name>". STATUS answers before data flows. DATA is
-// bounded by the window that the reader grants; FIN ends one direction; STOP
-// says that the sender reads no more; RESET ends both directions at once.
+// target, "api", "tcp:<port>", "udp:<port>", "unix:<name>" or "call:<name>". STATUS
+// answers before data flows. DATA is bounded by the window that the reader grants;
+// FIN ends one direction; STOP says that the sender reads no more; RESET ends both
+// directions at once.
+//
+// A stream to a TCP port or to a Unix socket, of which the agent has a list by
+// names, is that connection. What a Unix socket's peer wrote before it closed
+// always arrives whole, as it does within one machine; a TCP reset is a RESET. A
+// stream to a UDP port is one flow: the agent has a socket of its own for it, and
+// a datagram is its length in two bytes and itself.
 //
 // A call is a stream of records: a byte for the kind, the length in four bytes,
 // and that many bytes. The host sends one record of kind 0, its request, behind

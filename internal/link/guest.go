@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -28,6 +29,12 @@ type ListenParams struct {
 	// DialTCP connects to a TCP port of this machine for the host; see
 	// DialLocal. nil: such streams are denied.
 	DialTCP func(ctx context.Context, port uint16) (net.Conn, error)
+	// DialUDP makes a socket that is connected to a UDP port of this machine; see
+	// DialLocalUDP. nil: such streams are denied.
+	DialUDP func(ctx context.Context, port uint16) (*net.UDPConn, error)
+	// Sockets are the paths of the Unix sockets that the host may connect to, by
+	// name.
+	Sockets map[string]string
 	// Calls are what the host may call, by name; see Session.Call.
 	Calls map[string]CallFunc
 	Log   *slog.Logger // nil: none
@@ -36,8 +43,8 @@ type ListenParams struct {
 }
 
 // Listener is the guest's end of the link: a net.Listener for the streams to
-// the agent's API. It outlives sessions and hosts. Streams to TCP ports and calls
-// never show here; the Listener serves them itself.
+// the agent's API. It outlives sessions and hosts. Streams to ports and sockets, and
+// calls, never show here; the Listener serves them itself.
 type Listener struct {
 	p      ListenParams
 	ctx    context.Context
@@ -48,6 +55,8 @@ type Listener struct {
 	mu   sync.Mutex
 	// waiting is the API streams that wait for Accept.
 	waiting []*Stream
+
+	datagrams sync.Pool // *[]byte with room for one and its length
 }
 
 // acceptBacklog is how many API streams may wait for Accept: as many as a
@@ -195,12 +204,27 @@ func (l *Listener) opened(s *Stream) {
 		l.wg.Go(func() { serveCall(l.ctx, s, l.p.Calls[name]) })
 		return
 	}
-	port, ok := parseTCP(s.target)
-	if !ok || l.p.DialTCP == nil {
+	dial, carry := l.way(s.target)
+	if dial == nil {
 		s.answer(StatusDenied, "this agent does not offer it")
 		return
 	}
-	l.wg.Go(func() { forward(l.ctx, s, port, l.p.DialTCP) })
+	l.wg.Go(func() { forward(l.ctx, s, dial, carry) })
+}
+
+// way returns how a target beyond the agent is reached, nil when it is not
+// offered.
+func (l *Listener) way(target string) (dial func(context.Context) (net.Conn, error), carry func(*Stream, net.Conn)) {
+	if port, ok := parsePort(target, targetTCP); ok && l.p.DialTCP != nil {
+		return func(ctx context.Context) (net.Conn, error) { return l.p.DialTCP(ctx, port) }, carryTCP
+	}
+	if port, ok := parsePort(target, targetUDP); ok && l.p.DialUDP != nil {
+		return func(ctx context.Context) (net.Conn, error) { return l.p.DialUDP(ctx, port) }, carryDatagrams(&l.datagrams)
+	}
+	if name, ok := strings.CutPrefix(target, targetUnix); ok && l.p.Sockets[name] != "" {
+		return dialSocket(l.p.Sockets[name]), carrySocket
+	}
+	return nil, nil
 }
 
 // guestPort is one opening of the port.

@@ -210,6 +210,22 @@ func (s *Session) OpenTCP(ctx context.Context, port uint16) (*Stream, error) {
 	return s.m.open(ctx, fmt.Sprintf("%s%d", targetTCP, port))
 }
 
+// OpenUnix opens a stream to a Unix socket of the guest, by the name that the
+// agent gives it. Errors are as with OpenTCP.
+func (s *Session) OpenUnix(ctx context.Context, name string) (*Stream, error) {
+	return s.m.open(ctx, targetUnix+name)
+}
+
+// OpenUDP opens a flow to a UDP port of the guest: from its own port there to
+// that one. That nothing listens is no error, as ever with UDP.
+func (s *Session) OpenUDP(ctx context.Context, port uint16) (*Datagrams, error) {
+	stream, err := s.m.open(ctx, fmt.Sprintf("%s%d", targetUDP, port))
+	if err != nil {
+		return nil, err
+	}
+	return newDatagrams(stream), nil
+}
+
 // Close ends the session and its streams, and waits for its goroutines.
 func (s *Session) Close() error {
 	s.end(ErrClosed)

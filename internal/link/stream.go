@@ -54,7 +54,7 @@ func newStream(m *mux, id uint32, target string) *Stream {
 	return s
 }
 
-// Target is what the stream was opened to: "api", "tcp:<port>" or "call:<name>".
+// Target is what the stream was opened to: "api", "tcp:<port>" and so on.
 func (s *Stream) Target() string { return s.target }
 
 // Read reads what has arrived, or waits for it.
@@ -111,6 +111,23 @@ func (s *Stream) Write(p []byte) (int, error) {
 		}
 		s.wcond.Wait()
 	}
+}
+
+// offer puts all of p, at most sendBuffer bytes, into the send buffer, or drops
+// it when there is no room for it now.
+func (s *Stream) offer(p []byte) error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	s.m.mu.Lock()
+	defer s.m.mu.Unlock()
+	if err := s.writable(); err != nil {
+		return s.opError("write", err)
+	}
+	if len(p) <= sendBuffer-s.wbuf.n {
+		s.wbuf.push(&s.m.pool, p)
+		s.m.enqueue(s)
+	}
+	return nil
 }
 
 // writable returns why nothing may be written now. Called with mu held.

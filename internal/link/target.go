@@ -84,6 +84,8 @@ const (
 	prefaceVersion = 1
 	targetAPI      = "api"
 	targetTCP      = "tcp:"
+	targetUDP      = "udp:"
+	targetUnix     = "unix:"
 	targetCall     = "call:"
 	maxTarget      = 64
 	maxStatusText  = 256
@@ -104,9 +106,9 @@ func parsePreface(b []byte) (string, error) {
 	return string(b[1:]), nil
 }
 
-// parseTCP returns the port of a "tcp:<port>" target.
-func parseTCP(target string) (uint16, bool) {
-	s, ok := strings.CutPrefix(target, targetTCP)
+// parsePort returns the port of a "<kind><port>" target.
+func parsePort(target, kind string) (uint16, bool) {
+	s, ok := strings.CutPrefix(target, kind)
 	if !ok {
 		return 0, false
 	}

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// dialTimeout bounds the connecting of one TCP stream within the guest. It is
+// dialTimeout bounds the connecting of one stream within the guest. It is
 // short: everything that can answer is on the same machine.
 const dialTimeout = 5 * time.Second
 
@@ -56,18 +56,14 @@ func localAddresses() []string {
 	return list
 }
 
-// forward connects s to a local port and carries bytes both ways until both
+// forward connects s by dial and has carry do its work, which lasts until both
 // sides have ended, the session is lost or ctx ends.
-func forward(ctx context.Context, s *Stream, port uint16, dial func(context.Context, uint16) (net.Conn, error)) {
+func forward(ctx context.Context, s *Stream, dial func(context.Context) (net.Conn, error), carry func(*Stream, net.Conn)) {
 	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	c, err := dial(dctx, port)
+	c, err := dial(dctx)
 	cancel()
 	if err != nil {
-		status := StatusUnreachable
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			status = StatusRefused
-		}
-		s.answer(status, err.Error())
+		s.answer(dialStatus(err), err.Error())
 		return
 	}
 	s.accept()
@@ -76,12 +72,27 @@ func forward(ctx context.Context, s *Stream, port uint16, dial func(context.Cont
 		s.Reset()
 	})
 	defer stop()
+	carry(s, c)
+	_ = s.Close()
+	_ = c.Close()
+}
+
+func dialStatus(err error) Status {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENOENT): // no such Unix socket
+		return StatusRefused
+	case errors.Is(err, syscall.EAGAIN): // too many wait at a Unix socket
+		return StatusBusy
+	}
+	return StatusUnreachable
+}
+
+// carryTCP carries bytes both ways between s and a TCP connection.
+func carryTCP(s *Stream, c net.Conn) {
 	var wg sync.WaitGroup
 	wg.Go(func() { pipe(s, c) })
 	wg.Go(func() { pipe(c, s) })
 	wg.Wait()
-	_ = s.Close()
-	_ = c.Close()
 }
 
 // pipe carries bytes from src to dst. It passes a clean end on as a half close;

@@ -32,6 +32,9 @@ import (
 	"github.com/hutch-run/hutch/internal/version"
 )
 
+// dockerSocket is where dockerd listens.
+const dockerSocket = "/run/docker.sock"
+
 // memoryLimit keeps the server small: a guest may have no more than 128 MiB.
 const memoryLimit = 20 << 20
 
@@ -56,7 +59,8 @@ func Serve() error {
 	// The host connects and configures while the rest of the boot goes on; its
 	// requests wait to be accepted until that is over.
 	listener, err := link.Listen(link.ListenParams{
-		Open: a.openPort, DialTCP: link.DialLocal, Hello: link.Hello{AgentVersion: version.Version}, Log: log,
+		Open: a.openPort, DialTCP: link.DialLocal, DialUDP: link.DialLocalUDP, Sockets: map[string]string{link.SocketDocker: dockerSocket},
+		Hello: link.Hello{AgentVersion: version.Version}, Log: log,
 		Calls: map[string]link.CallFunc{
 			link.CallConfigure: rpc.Configure(version.Version, a), link.CallStart: a.start, link.CallQuiesce: rpc.Quiesce(a),
 			link.CallClock: rpc.ReadClock(a.clock),

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,12 +34,13 @@ type agent struct {
 	processpbconnect.UnimplementedProcessHandler
 	arcboxv1connect.UnimplementedAgentServiceHandler
 
-	t     testing.TB
-	wires chan net.Conn // the guest's ends of connections
-	gone  chan struct{} // the VM has ended
-	links atomic.Int32  // sessions so far
-	conns atomic.Int32  // HTTP connections so far
-	gets  atomic.Int32  // requests to /once so far
+	t      testing.TB
+	wires  chan net.Conn // the guest's ends of connections
+	gone   chan struct{} // the VM has ended
+	docker string        // where dockerd would listen
+	links  atomic.Int32  // sessions so far
+	conns  atomic.Int32  // HTTP connections so far
+	gets   atomic.Int32  // requests to /once so far
 
 	mu      sync.Mutex
 	host    net.Conn // the host's end of the connection that stands
@@ -66,10 +68,10 @@ func (w wire) Read(p []byte) (int, error) {
 
 func startAgent(t testing.TB) *agent {
 	a := &agent{
-		t: t, ahead: time.Hour, wires: make(chan net.Conn), gone: make(chan struct{}), inputs: map[string]*input{},
+		t: t, ahead: time.Hour, wires: make(chan net.Conn), gone: make(chan struct{}), inputs: map[string]*input{}, docker: filepath.Join(t.TempDir(), "docker.sock"),
 		hello: link.Hello{AgentVersion: "v9", Features: []string{"one", "two"}},
 	}
-	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure, link.CallStart: a.start, link.CallQuiesce: a.quiesce, link.CallClock: a.readClock}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
+	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, DialUDP: link.DialLocalUDP, Sockets: map[string]string{link.SocketDocker: a.docker}, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure, link.CallStart: a.start, link.CallQuiesce: a.quiesce, link.CallClock: a.readClock}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
 		select {
 		case c := <-a.wires:
 			return wire{c}, nil

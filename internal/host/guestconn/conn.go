@@ -243,16 +243,3 @@ func (c *Conn) Ready(ctx context.Context) (Hello, error) {
 
 // Transport implements Guest.
 func (c *Conn) Transport() http.RoundTripper { return c.transport }
-
-// DialPort implements Guest. The connection has CloseWrite. A port where nothing
-// listens is Unavailable, with a *link.StatusError in the chain.
-func (c *Conn) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
-	if port == 0 {
-		return nil, fault.BadField("port", "must be 1 to 65535")
-	}
-	s, err := c.open(ctx, func(s *link.Session) (*link.Stream, error) { return s.OpenTCP(ctx, port) })
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
-}

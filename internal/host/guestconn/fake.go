@@ -35,6 +35,9 @@ type Fake struct {
 	OnDialPort func(ctx context.Context, port uint16) (net.Conn, error)
 	// Trimmed is what Trim returns.
 	Trimmed Trimmed
+	// OnDialDocker and OnDialUDP are the same for DialDocker and DialUDP.
+	OnDialDocker func(ctx context.Context) (net.Conn, error)
+	OnDialUDP    func(ctx context.Context, port uint16) (net.Conn, error)
 	// Used and Total are what Memory returns.
 	Used, Total uint64
 
@@ -194,6 +197,28 @@ func (f *Fake) DialPort(ctx context.Context, port uint16) (net.Conn, error) {
 		return nil, fault.New(fault.Unavailable, "port %d of guest: nothing listens", port)
 	}
 	return f.OnDialPort(ctx, port)
+}
+
+// DialDocker implements Guest.
+func (f *Fake) DialDocker(ctx context.Context) (net.Conn, error) {
+	if err := f.enter(ctx, "DialDocker"); err != nil {
+		return nil, err
+	}
+	if f.OnDialDocker == nil {
+		return nil, fault.New(fault.Unavailable, "Docker of guest: nothing listens")
+	}
+	return f.OnDialDocker(ctx)
+}
+
+// DialUDP implements Guest.
+func (f *Fake) DialUDP(ctx context.Context, port uint16) (net.Conn, error) {
+	if err := f.enter(ctx, "DialUDP"); err != nil {
+		return nil, err
+	}
+	if f.OnDialUDP == nil {
+		return nil, fault.New(fault.Unavailable, "UDP port %d of guest: there is none", port)
+	}
+	return f.OnDialUDP(ctx, port)
 }
 
 // Close implements Guest.

@@ -41,6 +41,15 @@ type Dialer interface {
 	// DialPort opens a TCP connection to a port of the guest, as from inside
 	// it: its loopback first, then its own address.
 	DialPort(ctx context.Context, port uint16) (net.Conn, error)
+	// DialDocker opens a connection to the socket of the guest's dockerd, with
+	// the manners of a Unix socket: it has CloseWrite, and what the daemon wrote
+	// before it closed arrives whole.
+	DialDocker(ctx context.Context) (net.Conn, error)
+	// DialUDP opens a flow to a UDP port of the guest. Each Read of it returns one
+	// datagram, each Write is one and never waits: what there is no room for is
+	// lost, which is no error, as it is none that nobody listens. Closing it ends
+	// the flow in the guest; a Read that fails says that it has ended there.
+	DialUDP(ctx context.Context, port uint16) (net.Conn, error)
 }
 
 // Trimmed is what a Trim gave back.

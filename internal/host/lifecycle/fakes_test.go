@@ -457,6 +457,14 @@ func (g *fakeGuest) DialPort(context.Context, uint16) (net.Conn, error) {
 	return nil, errors.New("no ports in this world")
 }
 
+func (g *fakeGuest) DialDocker(context.Context) (net.Conn, error) {
+	return nil, errors.New("the fake has no Docker")
+}
+
+func (g *fakeGuest) DialUDP(context.Context, uint16) (net.Conn, error) {
+	return nil, errors.New("the fake has no ports")
+}
+
 func (g *fakeGuest) Close() error {
 	g.once.Do(func() { close(g.closed) })
 	return nil
