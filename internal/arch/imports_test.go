@@ -56,7 +56,9 @@ func rules() []rule {
 			"gen/...", "internal/rpcx/...", "internal/host/lifecycle", "internal/host/auth", "internal/host/proxy",
 			"internal/host/guestconn", "internal/host/template", "internal/host/events", "internal/host/snapshot",
 		}, "handlers convert, call, convert; the API is one handler, so the proxy and the callers' rights are put together here"},
-		{"internal/host/proxy", []string{"internal/link", "internal/rpcx", "internal/host/lifecycle", "internal/host/guestconn", "internal/host/auth", "gen/..."}, "the proxy reaches guests through lifecycle"},
+		{"internal/host/proxy", []string{"internal/link", "internal/rpcx", "internal/host/lifecycle", "internal/host/guestconn", "internal/host/relay", "internal/host/auth", "gen/..."}, "the proxy reaches guests through lifecycle"},
+		{"internal/host/dockersock", []string{"internal/link", "internal/host/lifecycle", "internal/host/guestconn", "internal/host/relay", "internal/host/events"}, "like the proxy; ports of the host come through an interface"},
+		{"internal/host/relay", nil, "it carries bytes and knows neither side"},
 		{"internal/host/auth", []string{"internal/rpcx", "gen/..."}, "a leaf; the services' names come from gen"},
 		{"internal/host/lifecycle", []string{
 			"internal/host/vmm", "internal/host/network", "internal/host/disk", "internal/host/template", "internal/host/kernel",

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+
+	"github.com/hutch-run/hutch/internal/host/relay"
 )
 
 // forward carries an HTTP request to a guest API or to a port, and its answer
@@ -44,40 +46,19 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, v visit) {
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) { p.lost(w, r, v, err) },
 	}
-	rp.ServeHTTP(&finalWriter{w}, r)
+	rp.ServeHTTP(relay.Final(w), r)
 }
 
 // portTransport speaks HTTP/1.1 to one port, on one connection for one request.
 func portTransport(v visit) http.RoundTripper {
-	return &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := v.guest.DialPort(ctx, v.port)
-			if err != nil {
-				return nil, &dialError{err}
-			}
-			return conn, nil
-		},
-		DisableKeepAlives:      true,
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: maxResponseHeader,
-		WriteBufferSize:        32 << 10,
-		ReadBufferSize:         32 << 10,
-	}
+	return relay.Transport(func(ctx context.Context) (net.Conn, error) {
+		conn, err := v.guest.DialPort(ctx, v.port)
+		if err != nil {
+			return nil, &dialError{err}
+		}
+		return conn, nil
+	})
 }
-
-// finalWriter drops informational answers, whose headers a guest would get past
-// scrubResponse. 101 is not one of them: it is the last of its request.
-type finalWriter struct{ http.ResponseWriter }
-
-// WriteHeader implements http.ResponseWriter.
-func (f *finalWriter) WriteHeader(status int) {
-	if status >= 200 || status == http.StatusSwitchingProtocols {
-		f.ResponseWriter.WriteHeader(status)
-	}
-}
-
-// Unwrap gives http.ResponseController the rest.
-func (f *finalWriter) Unwrap() http.ResponseWriter { return f.ResponseWriter }
 
 // cleanTrailer takes what a guest may not say off the trailer, which is there
 // once the body is closed.

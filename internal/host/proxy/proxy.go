@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/http/httputil"
 	"strings"
-	"sync"
 
 	"connectrpc.com/connect"
 
 	"github.com/hutch-run/hutch/internal/host/guestconn"
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
+	"github.com/hutch-run/hutch/internal/host/relay"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -23,9 +22,6 @@ const (
 	DefaultAPIPort  = 49983
 	DefaultMaxConns = 1024
 )
-
-// maxResponseHeader bounds the head of an answer from a guest's port, in bytes.
-const maxResponseHeader = 64 << 10
 
 // Sandboxes is what the proxy needs of the sandboxes.
 type Sandboxes interface {
@@ -69,7 +65,7 @@ type Proxy struct {
 	apiPort   uint16
 	flights   *flights
 	errors    *connect.ErrorWriter
-	buffers   buffers
+	buffers   relay.Buffers
 	log       *slog.Logger
 
 	// open ends when Close is called, and everything in flight with it.
@@ -123,12 +119,12 @@ type visit struct {
 	target
 	sandbox sandbox.ID
 	guest   guestconn.Guest
-	body    *callerBody // nil: none
+	body    *relay.Body // nil: none
 }
 
 // ServeHTTP carries one request to its guest and the answer back.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel, body := callerContext(w, r)
+	ctx, cancel, body := relay.Caller(w, r)
 	defer cancel()
 	defer context.AfterFunc(p.open, cancel)()
 	r = r.WithContext(ctx)
@@ -174,19 +170,3 @@ func (p *Proxy) carry(w http.ResponseWriter, r *http.Request, v visit) {
 	}
 	p.forward(w, r, v)
 }
-
-// buffers are what bodies are copied through.
-type buffers struct{ pool sync.Pool }
-
-var _ httputil.BufferPool = (*buffers)(nil)
-
-// Get implements httputil.BufferPool.
-func (b *buffers) Get() []byte {
-	if buf, ok := b.pool.Get().(*[]byte); ok {
-		return *buf
-	}
-	return make([]byte, 64<<10)
-}
-
-// Put implements httputil.BufferPool.
-func (b *buffers) Put(buf []byte) { b.pool.Put(&buf) }

@@ -1,4 +1,4 @@
-package proxy
+package relay
 
 import (
 	"context"
@@ -16,12 +16,12 @@ const letGoGrace = 250 * time.Millisecond
 // errLetGo is what a body reads as that the transport let go of.
 var errLetGo = errors.New("request body is closed")
 
-// callerBody is the body of a request on its way to a guest. Unlike the
-// server's own, its Close ends a Read that waits for the caller: transports
-// close a body when the guest answers without wanting the rest, and then wait
-// for the Read to return, while the caller may have nothing to send before it
-// sees that answer. (ReverseProxy's wrapper makes Close do nothing at all.)
-type callerBody struct {
+// Body is the body of a request on its way to a guest. Unlike the server's own,
+// its Close ends a Read that waits for the caller: transports close a body when
+// the guest answers without wanting the rest, and then wait for the Read to
+// return, while the caller may have nothing to send before it sees that answer.
+// (ReverseProxy's wrapper makes Close do nothing at all.)
+type Body struct {
 	body  io.ReadCloser
 	http1 *http.ResponseController // nil over HTTP/2
 
@@ -31,15 +31,15 @@ type callerBody struct {
 	cut     bool // a Read may have been ended by a deadline; guarded by mu
 }
 
-// callerContext returns the context that r is carried with, and its body, nil
-// when it has none. The context ends when the caller goes away, but not when
-// the server takes a Read that we ended for that.
-func callerContext(w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc, *callerBody) {
+// Caller returns the context that r is carried with, and its body, nil when it
+// has none. The context ends when the caller goes away, but not when the server
+// takes a Read that we ended for that.
+func Caller(w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc, *Body) {
 	if r.Body == nil || r.ContentLength == 0 {
 		ctx, cancel := context.WithCancel(r.Context())
 		return ctx, cancel, nil
 	}
-	b := &callerBody{body: r.Body}
+	b := &Body{body: r.Body}
 	if r.ProtoMajor == 1 {
 		b.http1 = http.NewResponseController(w)
 	}
@@ -51,15 +51,14 @@ func callerContext(w http.ResponseWriter, r *http.Request) (context.Context, con
 	})
 	return ctx, func() { stop(); cancel() }, b
 }
-
-func (b *callerBody) wasCut() bool {
+func (b *Body) wasCut() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.cut
 }
 
 // Read implements io.Reader.
-func (b *callerBody) Read(p []byte) (int, error) {
+func (b *Body) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
@@ -81,7 +80,7 @@ func (b *callerBody) Read(p []byte) (int, error) {
 }
 
 // Close implements io.Closer.
-func (b *callerBody) Close() error {
+func (b *Body) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
