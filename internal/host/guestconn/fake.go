@@ -40,6 +40,12 @@ type Fake struct {
 	OnDialUDP    func(ctx context.Context, port uint16) (net.Conn, error)
 	// Used and Total are what Memory returns.
 	Used, Total uint64
+	// OnEnsureRuntime, when not nil, answers EnsureRuntime; else Docker was up
+	// before.
+	OnEnsureRuntime func(ctx context.Context, start bool) (Ensured, error)
+	// RuntimeIs and ClusterIs are what the guest says of Docker and Kubernetes.
+	RuntimeIs RuntimeStatus
+	ClusterIs ClusterStatus
 
 	mu      sync.Mutex
 	calls   []string
@@ -167,6 +173,32 @@ func (f *Fake) Memory(ctx context.Context) (used, total uint64, err error) {
 		return 0, 0, err
 	}
 	return f.Used, f.Total, nil
+}
+
+// EnsureRuntime implements Guest.
+func (f *Fake) EnsureRuntime(ctx context.Context, start bool) (Ensured, error) {
+	if err := f.enter(ctx, "EnsureRuntime"); err != nil {
+		return Ensured{}, err
+	}
+	if f.OnEnsureRuntime == nil {
+		return Ensured{Ready: true, Status: EnsureReused}, nil
+	}
+	return f.OnEnsureRuntime(ctx, start)
+}
+
+// RuntimeStatus implements Guest.
+func (f *Fake) RuntimeStatus(ctx context.Context) (RuntimeStatus, error) {
+	return f.RuntimeIs, f.enter(ctx, "RuntimeStatus")
+}
+
+// StartKubernetes implements Guest.
+func (f *Fake) StartKubernetes(ctx context.Context) (ClusterStatus, error) {
+	return f.ClusterIs, f.enter(ctx, "StartKubernetes")
+}
+
+// KubernetesStatus implements Guest.
+func (f *Fake) KubernetesStatus(ctx context.Context) (ClusterStatus, error) {
+	return f.ClusterIs, f.enter(ctx, "KubernetesStatus")
 }
 
 // Transport implements Guest.

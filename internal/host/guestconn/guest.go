@@ -10,6 +10,20 @@ import (
 // Guest is a connection to one guest agent. It reconnects by itself for as
 // long as its VM lives. Safe for concurrent use.
 type Guest interface {
+	Agent
+	Runtime
+	Cluster
+	Dialer
+	// Exec runs a command to its end and collects its output.
+	Exec(ctx context.Context, e Exec) (Result, error)
+	// Memory tells how much memory the guest uses and has, in bytes.
+	Memory(ctx context.Context) (used, total uint64, err error)
+	// Trim has the guest give back the blocks that its filesystems do not use.
+	Trim(ctx context.Context) (Trimmed, error)
+}
+
+// Agent is what hutchd has a guest agent do for the life of its machine.
+type Agent interface {
 	// Ready waits until the link is up and the agent has said hello.
 	Ready(ctx context.Context) (Hello, error)
 	// Configure gives the guest who and where it is.
@@ -22,13 +36,6 @@ type Guest interface {
 	// Shutdown asks the guest to end its processes within grace and power off.
 	// It returns when the guest has acknowledged.
 	Shutdown(ctx context.Context, grace time.Duration) error
-	// Exec runs a command to its end and collects its output.
-	Exec(ctx context.Context, e Exec) (Result, error)
-	// Memory tells how much memory the guest uses and has, in bytes.
-	Memory(ctx context.Context) (used, total uint64, err error)
-	// Trim has the guest give back the blocks that its filesystems do not use.
-	Trim(ctx context.Context) (Trimmed, error)
-	Dialer
 	// Close ends the connection and waits for its goroutines.
 	Close() error
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -443,6 +444,68 @@ func (g *fakeGuest) Shutdown(_ context.Context, _ time.Duration) error {
 		}
 		return nil
 	})
+}
+
+// EnsureRuntime has Docker start, which takes a look at it.
+func (g *fakeGuest) EnsureRuntime(ctx context.Context, start bool) (guestconn.Ensured, error) {
+	if err := g.s.pass(ctx, "EnsureRuntime"); err != nil {
+		return guestconn.Ensured{}, err
+	}
+	e := guestconn.Ensured{Status: guestconn.EnsureStarting}
+	return e, g.s.do("EnsureRuntime", func() error {
+		g.m.w.mu.Lock()
+		defer g.m.w.mu.Unlock()
+		if g.m.w.lacks != "" {
+			e.Status, e.Message = guestconn.EnsureFailed, g.m.w.lacks
+			return nil
+		}
+		g.m.starting = "docker"
+		return nil
+	})
+}
+
+func (g *fakeGuest) RuntimeStatus(ctx context.Context) (guestconn.RuntimeStatus, error) {
+	up, services, err := g.look(ctx, "RuntimeStatus", "docker")
+	return guestconn.RuntimeStatus{Containerd: true, Docker: up, Detail: "loading containers", Services: services}, err
+}
+
+func (g *fakeGuest) StartKubernetes(ctx context.Context) (guestconn.ClusterStatus, error) {
+	if err := g.s.pass(ctx, "StartKubernetes"); err != nil {
+		return guestconn.ClusterStatus{}, err
+	}
+	return guestconn.ClusterStatus{}, g.s.do("StartKubernetes", func() error {
+		g.m.w.mu.Lock()
+		defer g.m.w.mu.Unlock()
+		g.m.starting = "kubernetes"
+		return nil
+	})
+}
+
+func (g *fakeGuest) KubernetesStatus(ctx context.Context) (guestconn.ClusterStatus, error) {
+	up, services, err := g.look(ctx, "KubernetesStatus", "kubernetes")
+	return guestconn.ClusterStatus{Running: true, APIReady: true, NodeReady: up, Services: services}, err
+}
+
+// look is at something that was started. It is up after one.
+func (g *fakeGuest) look(ctx context.Context, call, what string) (up bool, services []guestconn.Service, err error) {
+	if err := g.s.pass(ctx, call); err != nil {
+		return false, nil, err
+	}
+	err = g.s.do(call, func() error {
+		g.m.w.mu.Lock()
+		defer g.m.w.mu.Unlock()
+		has := strings.HasSuffix(g.m.memory, "+"+what)
+		switch {
+		case g.m.w.crashes > 0:
+			services = []guestconn.Service{{Name: what + "d", Status: "error", Detail: "no room", Crashes: g.m.w.crashes}}
+		case has:
+			up = true
+		case g.m.starting == what:
+			g.m.memory += "+" + what
+		}
+		return nil
+	})
+	return up, services, err
 }
 
 func (g *fakeGuest) Exec(context.Context, guestconn.Exec) (guestconn.Result, error) {

@@ -41,21 +41,24 @@ type world struct {
 	policies map[int]sandbox.Policy
 	events   []sandbox.Event
 	changed  chan struct{}
-	silent   bool // guests don't say hello
-	deaf     bool // guests don't shut down
+	silent   bool   // guests don't say hello
+	deaf     bool   // guests don't shut down
+	lacks    string // why guests can't have Docker; empty: they can
+	crashes  uint32 // how often what guests start has ended
 	capacity Capacity
 }
 
 // machine is a VM of the world.
 type machine struct {
-	w       *world
-	spec    vmm.Spec
-	ident   sandbox.Machine
-	running bool   // guarded by w.mu
-	held    bool   // by a quiesce; guarded by w.mu
-	memory  string // what the guest knows
-	exit    vmm.Exit
-	done    chan struct{}
+	w        *world
+	spec     vmm.Spec
+	ident    sandbox.Machine
+	running  bool   // guarded by w.mu
+	held     bool   // by a quiesce; guarded by w.mu
+	memory   string // what the guest knows
+	starting string // what it was asked to bring up; guarded by w.mu
+	exit     vmm.Exit
+	done     chan struct{}
 }
 
 func newWorld(t testing.TB) *world {
