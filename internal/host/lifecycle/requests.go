@@ -230,6 +230,7 @@ func fillFrom(s, from sandbox.Spec) sandbox.Spec {
 	s.Template = orElse(s.Template, sandbox.DefaultTemplate)
 	s.VCPUs = orElse(s.VCPUs, from.VCPUs)
 	s.MemoryMB = orElse(s.MemoryMB, from.MemoryMB)
+	s.DiskMB = orElse(s.DiskMB, from.DiskMB)
 	s = s.WithDefaults()
 	if p, err := normal(s.Network); err == nil {
 		s.Network = p

@@ -44,7 +44,7 @@ func (m *Manager) holdSnapshot(s *still) (source, error) {
 	}
 	t := template.Template{
 		Name: s.snap.Name, ImageDigest: s.snap.ImageDigest, Env: s.snap.Env, User: s.snap.User, Cwd: s.snap.Cwd,
-		VCPUs: s.snap.Fits.VCPUs, MemoryMB: s.snap.Fits.MemoryMB,
+		VCPUs: s.snap.Fits.VCPUs, MemoryMB: s.snap.Fits.MemoryMB, DiskMB: s.snap.DiskMB,
 	}
 	return source{template: t, image: path, still: s, release: release}, nil
 }
@@ -53,9 +53,7 @@ func (m *Manager) holdSnapshot(s *still) (source, error) {
 func (src source) complete(s sandbox.Spec) sandbox.Spec {
 	s.VCPUs = orElse(s.VCPUs, src.template.VCPUs)
 	s.MemoryMB = orElse(s.MemoryMB, src.template.MemoryMB)
-	if src.still != nil {
-		s.DiskMB = orElse(s.DiskMB, src.still.snap.DiskMB)
-	}
+	s.DiskMB = orElse(s.DiskMB, src.template.DiskMB)
 	return s.WithDefaults()
 }
 

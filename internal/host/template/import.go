@@ -1,6 +1,7 @@
 package template
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -25,12 +26,14 @@ type Overrides struct {
 	Cmd        []string
 	VCPUs      int
 	MemoryMB   int
+	DiskMB     int
 }
 
 // ImportParams is one import.
 type ImportParams struct {
 	Name string
-	// Recipe makes the image from Debian packages; else Source says from what.
+	// Recipe makes the image from Debian packages, and says what shape its
+	// sandboxes need; else Source says from what.
 	Recipe    string
 	Source    image.Source
 	Overrides Overrides
@@ -95,12 +98,12 @@ func (s *Store) Import(ctx context.Context, p ImportParams) (Template, error) {
 	case <-ctx.Done():
 		return Template{}, context.Cause(ctx)
 	}
-	img, err := s.build(ctx, p)
+	img, shape, err := s.build(ctx, p)
 	if err != nil {
 		return Template{}, fmt.Errorf("make template %s: %w", p.Name, err)
 	}
 	defer img.Release() // the template holds it from then on
-	t := p.template(img.Manifest)
+	t := p.template(img.Manifest, shape)
 	if err := s.Put(t); err != nil {
 		return Template{}, err
 	}
@@ -125,6 +128,8 @@ func (p ImportParams) check() error {
 		return fault.BadField("vcpus", "%d is negative", o.VCPUs)
 	case o.MemoryMB < 0:
 		return fault.BadField("memory_mb", "%d is negative", o.MemoryMB)
+	case o.DiskMB < 0:
+		return fault.BadField("disk_size_mb", "%d is negative", o.DiskMB)
 	case o.Cwd != "" && !strings.HasPrefix(o.Cwd, "/"):
 		return fault.BadField("cwd", "%q is no absolute path", o.Cwd)
 	}
@@ -141,15 +146,22 @@ func (p ImportParams) check() error {
 	return nil
 }
 
-// build makes the image of an import, from a recipe or a source.
-func (s *Store) build(ctx context.Context, p ImportParams) (*image.Image, error) {
+// build makes the image of an import, from a recipe or a source. The shape is
+// the recipe's.
+func (s *Store) build(ctx context.Context, p ImportParams) (*image.Image, recipe.Shape, error) {
 	if p.Recipe == "" {
-		return s.images.Build(ctx, p.Source, p.Progress)
+		img, err := s.images.Build(ctx, p.Source, p.Progress)
+		return img, recipe.Shape{}, err
 	}
 	r, err := recipe.Find(p.Recipe)
 	if err != nil {
-		return nil, err
+		return nil, recipe.Shape{}, err
 	}
+	img, err := s.buildRecipe(ctx, r, p.Progress)
+	return img, r.Shape, err
+}
+
+func (s *Store) buildRecipe(ctx context.Context, r recipe.Recipe, progress image.Progress) (*image.Image, error) {
 	work, err := os.MkdirTemp(filepath.Join(s.p.Root, "build"), "recipe-*")
 	if err != nil {
 		return nil, fmt.Errorf("make a work directory: %w", err)
@@ -159,13 +171,13 @@ func (s *Store) build(ctx context.Context, p ImportParams) (*image.Image, error)
 			s.p.Log.Error("remove a recipe's work directory", "dir", work, "err", err)
 		}
 	}()
-	rootfs, err := s.cook(ctx, r, recipe.Params{Work: work, Progress: p.Progress, Log: s.p.Log})
+	rootfs, err := s.cook(ctx, r, recipe.Params{Work: work, Programs: s.p.Programs, Progress: progress, Log: s.p.Log})
 	if err != nil {
 		return nil, err
 	}
 	img, err := s.images.Build(ctx, image.Source{
 		Stream: rootfs.Tar, Kind: image.RootTar, Label: "recipe:" + r.Name, Config: &r.Config, Clamp: rootfs.Clamp,
-	}, p.Progress)
+	}, progress)
 	if cerr := rootfs.Close(); err == nil && cerr != nil {
 		img.Release()
 		return nil, fmt.Errorf("finish recipe %s: %w", r.Name, cerr)
@@ -185,19 +197,19 @@ func (s *Store) cook(ctx context.Context, r recipe.Recipe, p recipe.Params) (*re
 }
 
 // template is what an image becomes under the name of p.
-func (p ImportParams) template(m image.Manifest) Template {
+func (p ImportParams) template(m image.Manifest, shape recipe.Shape) Template {
+	o := p.Overrides
 	t := Template{
 		Version: Version, Name: p.Name, ImageDigest: string(m.Digest), Source: m.Source, Platform: m.Platform,
 		User: m.Config.User, Cwd: m.Config.Cwd, Entrypoint: m.Config.Entrypoint, Cmd: m.Config.Cmd,
-		VCPUs: p.Overrides.VCPUs, MemoryMB: p.Overrides.MemoryMB,
+		VCPUs: cmp.Or(o.VCPUs, shape.VCPUs), MemoryMB: cmp.Or(o.MemoryMB, shape.MemoryMB), DiskMB: cmp.Or(o.DiskMB, shape.DiskMB),
 		SizeBytes: m.Size, StoredBytes: m.Stored, CreatedAt: time.Now().UTC(),
 	}
-	if len(m.Config.Env)+len(p.Overrides.Env) > 0 {
+	if len(m.Config.Env)+len(o.Env) > 0 {
 		t.Env = map[string]string{}
 		maps.Copy(t.Env, m.Config.Env)
-		maps.Copy(t.Env, p.Overrides.Env)
+		maps.Copy(t.Env, o.Env)
 	}
-	o := p.Overrides
 	if o.User != "" {
 		t.User = o.User
 	}

@@ -24,8 +24,11 @@ import (
 type Params struct {
 	// Root is hutch's root directory: templates/, images/, trash/ and, for
 	// builds, build/ are in there.
-	Root   string
-	Limits image.Limits
+	Root string
+	// Programs is the directory of hutch's own programs, which recipes put into
+	// images.
+	Programs string
+	Limits   image.Limits
 	// Builds is the number of imports that run at once; others wait (default 2).
 	Builds int
 	Log    *slog.Logger // nil: nothing is logged

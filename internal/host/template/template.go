@@ -24,6 +24,7 @@ type Template struct {
 	Cmd         []string          `json:"cmd,omitempty"`
 	VCPUs       int               `json:"vcpus,omitempty"`        // 0: hutch's default
 	MemoryMB    int               `json:"memory_mb,omitempty"`    // 0: hutch's default
+	DiskMB      int               `json:"disk_mb,omitempty"`      // 0: hutch's default
 	SizeBytes   int64             `json:"size_bytes"`             // of the image file
 	StoredBytes int64             `json:"stored_bytes,omitempty"` // what it takes on disk, less where it has holes
 	CreatedAt   time.Time         `json:"created_at"`

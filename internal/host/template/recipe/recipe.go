@@ -19,8 +19,13 @@ type Recipe struct {
 	Name    string
 	Summary string
 	Config  image.Config
+	Shape   Shape
 	make    func(context.Context, *kitchen) (*Rootfs, error)
 }
+
+// Shape is what sandboxes need that run what a recipe is for. Zero: no more
+// than any other.
+type Shape struct{ VCPUs, MemoryMB, DiskMB int }
 
 // Rootfs is a finished root filesystem. Close frees it.
 type Rootfs struct {
@@ -42,6 +47,7 @@ func (r *Rootfs) Close() error {
 // Params is what making a recipe takes.
 type Params struct {
 	Work     string         // an empty directory; the caller removes it
+	Programs string         // the directory of hutch's own programs
 	Progress image.Progress // may be nil
 	Log      *slog.Logger   // nil: nothing is logged
 }
@@ -87,18 +93,30 @@ func all() map[string]Recipe {
 	list := []Recipe{
 		{
 			Name: "minimal", Summary: "busybox with Debian's C library, a few MB",
-			Config: image.Config{User: "root", Cwd: "/root", Cmd: []string{"/bin/sh"}, Env: map[string]string{"PATH": searchPath, "LANG": "C.UTF-8"}},
+			Config: runs("/bin/sh"),
 			make:   minimal,
 		},
 		{
 			Name: "debian", Summary: "Debian as on this host, with apt",
-			Config: image.Config{User: "root", Cwd: "/root", Cmd: []string{"/bin/bash"}, Env: map[string]string{"PATH": searchPath, "LANG": "C.UTF-8"}},
-			make:   debian(),
+			Config: runs("/bin/bash"),
+			make:   system{}.make,
 		},
 		{
 			Name: "python311", Summary: "Debian with its own Python 3.11, pip and venv",
-			Config: image.Config{User: "root", Cwd: "/root", Cmd: []string{"/usr/bin/python3"}, Env: map[string]string{"PATH": searchPath, "LANG": "C.UTF-8"}},
-			make:   debian("python3", "python3-pip", "python3-venv"),
+			Config: runs("/usr/bin/python3"),
+			make:   system{packages: []string{"python3", "python3-pip", "python3-venv"}, check: checkPython}.make,
+		},
+		{
+			Name: "docker", Summary: "Debian with its own Docker",
+			Config: runs("/bin/bash"),
+			Shape:  Shape{VCPUs: 2, MemoryMB: 1024, DiskMB: 20 << 10},
+			make:   docker().make,
+		},
+		{
+			Name: "kubernetes", Summary: "Debian with its own containerd, and a Kubernetes in one program",
+			Config: runs("/bin/bash"),
+			Shape:  Shape{VCPUs: 2, MemoryMB: 2048, DiskMB: 20 << 10},
+			make:   kubernetes().make,
 		},
 	}
 	out := map[string]Recipe{}
@@ -106,6 +124,11 @@ func all() map[string]Recipe {
 		out[r.Name] = r
 	}
 	return out
+}
+
+// runs is the config of an image that runs a program when told nothing.
+func runs(program string) image.Config {
+	return image.Config{User: "root", Cwd: "/root", Cmd: []string{program}, Env: map[string]string{"PATH": searchPath, "LANG": "C.UTF-8"}}
 }
 
 // needRoot says what cannot be done without.

@@ -35,12 +35,18 @@ func newStore(t *testing.T) *image.Store {
 // built makes a recipe and an image of it, and returns the image's path.
 func built(t *testing.T, s *image.Store, name string) (image.Manifest, string) {
 	t.Helper()
+	return builtWith(t, s, name, t.TempDir())
+}
+
+// builtWith is built with a directory of hutch's programs.
+func builtWith(t *testing.T, s *image.Store, name, programs string) (image.Manifest, string) {
+	t.Helper()
 	r, err := Find(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx := testenv.Context(t)
-	fs, err := r.Make(ctx, Params{Work: t.TempDir()})
+	fs, err := r.Make(ctx, Params{Work: t.TempDir(), Programs: programs})
 	if err != nil {
 		t.Fatalf("make %s: %v", name, err)
 	}
@@ -167,8 +173,63 @@ func TestPython311(t *testing.T) {
 	wantFiles(t, p, "/usr/bin/python3.11", "/usr/bin/pip3", "/usr/lib/python3.11/venv/__init__.py")
 }
 
+// TestDocker builds docker for real, twice: the same packages are the same
+// image.
+func TestDocker(t *testing.T) {
+	testenv.RequireRoot(t)
+	if testing.Short() {
+		t.Skip("takes minutes")
+	}
+	s := newStore(t)
+	m, p := built(t, s, "docker")
+	t.Logf("docker: %d bytes, %d entries", m.Size, m.Entries)
+	wantFiles(t, p, "/usr/sbin/dockerd", "/usr/bin/docker", "/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc",
+		"/usr/bin/docker-init", "/usr/sbin/docker-proxy", "/usr/sbin/iptables", "/usr/bin/kmod", "/usr/sbin/ip", "/etc/ssl/certs/ca-certificates.crt",
+		"!/etc/init.d/docker", "!/usr/lib/systemd/system/docker.service", "!/usr/lib/systemd/systemd", "!/etc/docker/key.json")
+	if got := debugfs(t, p, "cat /etc/group"); !strings.Contains(got, "docker:x:") {
+		t.Errorf("groups:\n%s", got)
+	}
+	if m2, _ := built(t, s, "docker"); m2.Digest != m.Digest {
+		t.Errorf("built again it is %s, not %s", m2.Digest, m.Digest)
+	}
+}
+
+// TestKubernetes builds kubernetes for real, around a program that stands in
+// for hutch-kube.
+func TestKubernetes(t *testing.T) {
+	testenv.RequireRoot(t)
+	if testing.Short() {
+		t.Skip("takes minutes")
+	}
+	programs := t.TempDir()
+	for name, text := range map[string]string{"hutch-kube": "#!/bin/sh\n", "hutch-kube.json": "{}"} {
+		if err := os.WriteFile(filepath.Join(programs, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, p := builtWith(t, newStore(t), "kubernetes", programs)
+	t.Logf("kubernetes: %d bytes, %d entries", m.Size, m.Entries)
+	wantFiles(t, p, "/usr/bin/containerd", "/usr/sbin/runc", "/usr/lib/cni/bridge", "/usr/sbin/iptables", "/usr/sbin/nft", "/usr/sbin/conntrack",
+		"/usr/sbin/ethtool", "/usr/sbin/ipset", "/usr/bin/kmod", "/usr/bin/mount", "/usr/bin/socat", "/usr/local/bin/hutch-kube", "/usr/local/bin/kubectl",
+		"/usr/lib/hutch/kubernetes.json", "!/usr/sbin/dockerd", "!/usr/lib/systemd/systemd")
+	if got := debugfs(t, p, "cat /etc/containerd/config.toml"); !strings.Contains(got, "sandbox_image") {
+		t.Errorf("containerd's configuration:\n%s", got)
+	}
+}
+
+func TestKubernetesNeedsItsProgram(t *testing.T) {
+	r, err := Find("kubernetes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.Make(testenv.Context(t), Params{Work: t.TempDir(), Programs: t.TempDir()})
+	if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "make kube") {
+		t.Errorf("error = %v", err)
+	}
+}
+
 func TestFind(t *testing.T) {
-	if diff := cmp.Diff([]string{"debian", "minimal", "python311"}, Names()); diff != "" {
+	if diff := cmp.Diff([]string{"debian", "docker", "kubernetes", "minimal", "python311"}, Names()); diff != "" {
 		t.Error(diff)
 	}
 	if _, err := Find("windows"); !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "minimal") {
@@ -323,6 +384,7 @@ func TestClean(t *testing.T) {
 		"etc/apt/apt.conf.d/99mmdebstrap", "etc/apt/apt.conf.d/70debconf", "var/cache/apt/", "var/cache/apt/archives/", "var/cache/apt/archives/lock", "var/log/apt/", "var/log/apt/term.log",
 		"usr/share/doc/", "usr/share/doc/x/", "usr/share/doc/x/copyright", "usr/share/doc/x/README", "usr/share/doc/x/examples/", "usr/share/locale/", "usr/share/locale/locale.alias", "usr/share/locale/de/", "usr/share/locale/de/x.mo",
 		"usr/bin/x", "var/lib/dpkg/status", "var/lib/dpkg/status-old",
+		"etc/init.d/", "etc/init.d/docker", "etc/rc2.d/S01docker", "usr/lib/systemd/system/docker.service", "etc/default/docker", "etc/default/docker-not", "etc/initramfs",
 	} {
 		put(name, "")
 	}
@@ -336,7 +398,14 @@ func TestClean(t *testing.T) {
 	if err := os.WriteFile(file, buf.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	fs, err := clean(file, began, "the sources\n")
+	kube := filepath.Join(t.TempDir(), "kube")
+	if err := os.WriteFile(kube, []byte("a program"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fs, err := clean(file, began, additions{
+		sources: "the sources\n", without: starters(),
+		extras: []extra{{name: "usr/bin/x", text: "ours"}, {name: "usr/bin/kube", mode: 0o755, file: kube}, {name: "usr/bin/ctl", link: "kube"}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +427,7 @@ func TestClean(t *testing.T) {
 	want := map[string]string{
 		"dev/": "", "etc/apt/sources.list.d/": "", "etc/apt/apt.conf.d/70debconf": "", "var/cache/apt/": "", "var/cache/apt/archives/": "", "var/log/apt/": "",
 		"usr/share/doc/": "", "usr/share/doc/x/": "", "usr/share/doc/x/copyright": "", "usr/share/locale/": "", "usr/share/locale/locale.alias": "",
-		"usr/bin/x": "", "var/lib/dpkg/status": "", "etc/machine-id": "", "home/user/": "",
+		"usr/bin/x": "ours", "usr/bin/kube": "a program", "usr/bin/ctl": "", "var/lib/dpkg/status": "", "etc/machine-id": "", "home/user/": "", "etc/init.d/": "", "etc/default/docker-not": "", "etc/initramfs": "",
 		"etc/shadow":                            "root:*:19000:0:99999:7:::\n_apt:!:19000::::::\nuser:!:19000:0:99999:7:::\n",
 		"etc/passwd":                            "root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/home/user:/bin/bash\n",
 		"etc/apt/sources.list.d/debian.sources": "the sources\n",
@@ -370,7 +439,7 @@ func TestClean(t *testing.T) {
 		t.Error(err)
 	}
 	// One that nobody reads must not leave its goroutine.
-	if fs, err = clean(file, began, ""); err != nil {
+	if fs, err = clean(file, began, additions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := fs.Close(); err != nil {
