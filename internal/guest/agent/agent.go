@@ -26,6 +26,8 @@ import (
 	"github.com/hutch-run/hutch/internal/guest/process/processrpc"
 	"github.com/hutch-run/hutch/internal/guest/quiesce"
 	"github.com/hutch-run/hutch/internal/guest/rpc"
+	"github.com/hutch-run/hutch/internal/guest/runtime"
+	"github.com/hutch-run/hutch/internal/guest/supervise"
 	"github.com/hutch-run/hutch/internal/guest/sysinfo"
 	"github.com/hutch-run/hutch/internal/link"
 	"github.com/hutch-run/hutch/internal/rpcx"
@@ -46,7 +48,7 @@ func Serve() error {
 	// ordinary is not told.
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	settle(log)
-	a := &agent{log: log, built: make(chan struct{}), accounts: account.NewFiles("/"), clock: clock.New(clock.System(log), log)}
+	a := &agent{log: log, console: newConsole(), built: make(chan struct{}), accounts: account.NewFiles("/"), clock: clock.New(clock.System(log), log)}
 	a.identity = keepIdentity(identity.New(identity.Params{
 		Kernel: identity.System(), Links: identity.NetlinkLinks(), Clock: a.clock, Log: log,
 	}), defaultsFile, log)
@@ -93,6 +95,7 @@ func settle(log *slog.Logger) {
 // agent is the server's parts.
 type agent struct {
 	log      *slog.Logger
+	console  *slog.Logger  // told what happens once, see newConsole
 	away     atomic.Bool   // no host is connected
 	built    chan struct{} // closed when all below is there
 	accounts *account.Files
@@ -101,6 +104,8 @@ type agent struct {
 	quiet    *quiesce.Quiet
 	table    *process.Table
 	files    *files.Store
+	services *supervise.Supervisor
+	runtime  *runtime.Runtime
 	power    *power.Power
 }
 
@@ -132,7 +137,9 @@ func (a *agent) build() error {
 	if a.files, err = files.New(files.Params{Log: a.log, Accounts: a.accounts, Defaults: a.identity}); err != nil {
 		return err
 	}
-	a.power = power.New(power.Params{Stopper: stopper{a.table, a.quiet}, Kernel: power.System(false), Log: a.log})
+	a.buildServices()
+	stop := stopper{a.services, a.table, a.quiet, a.console}
+	a.power = power.New(power.Params{Stopper: stop, Kernel: power.System(false), Log: a.console})
 	close(a.built)
 	return nil
 }
@@ -156,6 +163,7 @@ func (a *agent) run(listener net.Listener) error {
 	<-ctx.Done()
 	err := errors.Join(context.Cause(ctx), server.Close(), listener.Close())
 	running.Wait()
+	a.services.Close()
 	a.quiet.Close()
 	return err
 }
@@ -193,5 +201,6 @@ func (a *agent) handler() http.Handler {
 	return rpc.New(rpc.Params{
 		Log: a.log, Version: version.Version, Clock: a.clock, Info: sysinfo.Reader{Root: "/"},
 		Power: a.power, Mapped: mapped.New("/"), TestFeatures: a.identity.TestFeatures, Mounts: mounts,
+		Runtime: a.runtime, Logs: logs{a},
 	})
 }

@@ -6,12 +6,10 @@ import (
 	"os"
 	"runtime"
 	"sync/atomic"
-	"time"
 
 	"github.com/hutch-run/hutch/internal/guest/boot"
 	"github.com/hutch-run/hutch/internal/guest/hooks"
 	"github.com/hutch-run/hutch/internal/guest/identity"
-	"github.com/hutch-run/hutch/internal/guest/process"
 	"github.com/hutch-run/hutch/internal/guest/quiesce"
 	"github.com/hutch-run/hutch/internal/link"
 )
@@ -64,21 +62,6 @@ func (a *agent) Configure(ctx context.Context, c identity.Config) (identity.Fact
 		return err
 	})
 	return facts, err
-}
-
-// stopper ends programs. Those of a guest that is still can't hear that they
-// should, and get no time for it.
-type stopper struct {
-	table *process.Table
-	quiet *quiesce.Quiet
-}
-
-// Shutdown implements power.Stopper.
-func (s stopper) Shutdown(ctx context.Context, grace time.Duration) error {
-	if s.quiet.Still() {
-		grace = 0
-	}
-	return s.table.Shutdown(ctx, grace)
 }
 
 // openPort opens the link's port, and notes whether a host is connected.

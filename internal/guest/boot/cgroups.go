@@ -17,6 +17,9 @@ const (
 	// ProcessCgroup is the parent of one cgroup for each process tree that a
 	// caller started.
 	ProcessCgroup = CgroupRoot + "/hutch"
+	// ServiceCgroup is the parent of one cgroup for each service. It is made by
+	// the first.
+	ServiceCgroup = CgroupRoot + "/hutch-services"
 )
 
 // agentMemoryMin is what the kernel may not take from the agent under memory

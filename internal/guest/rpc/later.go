@@ -9,13 +9,7 @@ import (
 	"github.com/hutch-run/hutch/internal/fault"
 )
 
-// noRuntime and noKubernetes answer for what this version of the agent does
-// not bring.
-func (s *agentService) noRuntime() error {
-	return fault.New(fault.Unimplemented, "hutch-agent %s does not manage containerd and dockerd: "+
-		"start them by a command in the sandbox", s.p.Version)
-}
-
+// noKubernetes answers for what this version of the agent does not bring.
 func (s *agentService) noKubernetes() error {
 	return fault.New(fault.Unimplemented, "hutch-agent %s does not manage Kubernetes: "+
 		"start it by a command in the sandbox", s.p.Version)
@@ -23,24 +17,7 @@ func (s *agentService) noKubernetes() error {
 
 // WatchPorts is not in this version.
 func (s *agentService) WatchPorts(context.Context, *connect.Request[arcboxv1.WatchPortsRequest], *connect.ServerStream[arcboxv1.WatchPortsResponse]) error {
-	return s.noRuntime()
-}
-
-// FollowServiceLog is not in this version.
-func (s *agentService) FollowServiceLog(context.Context, *connect.Request[arcboxv1.FollowServiceLogRequest], *connect.ServerStream[arcboxv1.FollowServiceLogResponse]) error {
-	return s.noRuntime()
-}
-
-// EnsureRuntime is not in this version.
-func (s *agentService) EnsureRuntime(context.Context, *connect.Request[arcboxv1.RuntimeEnsureRequest],
-) (*connect.Response[arcboxv1.RuntimeEnsureResponse], error) {
-	return nil, s.noRuntime()
-}
-
-// GetRuntimeStatus is not in this version.
-func (s *agentService) GetRuntimeStatus(context.Context, *connect.Request[arcboxv1.RuntimeStatusRequest],
-) (*connect.Response[arcboxv1.RuntimeStatusResponse], error) {
-	return nil, s.noRuntime()
+	return fault.New(fault.Unimplemented, "hutch-agent %s does not watch published ports", s.p.Version)
 }
 
 // StartKubernetes is not in this version.

@@ -55,6 +55,8 @@ type Params struct {
 	Info    Info
 	Power   Power
 	Mapped  Mapped
+	Runtime Runtime
+	Logs    Logs
 	// TestFeatures reports whether what only tests need is on; nil: it is off.
 	TestFeatures func() bool
 	Mounts       []Mount

@@ -26,6 +26,8 @@ import (
 	"github.com/hutch-run/hutch/internal/guest/identity"
 	"github.com/hutch-run/hutch/internal/guest/power"
 	"github.com/hutch-run/hutch/internal/guest/quiesce"
+	"github.com/hutch-run/hutch/internal/guest/runtime"
+	"github.com/hutch-run/hutch/internal/guest/supervise"
 	"github.com/hutch-run/hutch/internal/guest/sysinfo"
 	"github.com/hutch-run/hutch/internal/rpcx"
 	"github.com/hutch-run/hutch/internal/testenv"
@@ -38,6 +40,8 @@ var (
 	_ Power    = (*power.Power)(nil)
 	_ Identity = (*identity.Identity)(nil)
 	_ Quieter  = (*quiesce.Quiet)(nil)
+	_ Runtime  = (*runtime.Runtime)(nil)
+	_ Logs     = (*supervise.Supervisor)(nil)
 )
 
 // guest stands for all parts, and keeps what it was told.
@@ -48,6 +52,11 @@ type guest struct {
 	config   identity.Config
 	trimmed  power.Trimmed
 	quiesced quiesce.Report
+	starts   []bool          // of the runtime
+	ensured  runtime.Ensured // what it answers
+	report   runtime.Report
+	followed string // what a Follow was asked for
+	chunks   []supervise.Chunk
 	err      error // of every part
 }
 
@@ -60,6 +69,23 @@ func (g *guest) Shutdown(grace time.Duration)                { g.grace = append(
 func (g *guest) Trim(context.Context) (power.Trimmed, error) { return g.trimmed, g.err }
 
 func (g *guest) Quiesce(context.Context) (quiesce.Report, error) { return g.quiesced, g.err }
+
+func (g *guest) Ensure(_ context.Context, start bool) runtime.Ensured {
+	g.starts = append(g.starts, start)
+	return g.ensured
+}
+
+func (g *guest) Status(context.Context) runtime.Report { return g.report }
+
+func (g *guest) Follow(_ context.Context, service string, tail int, follow bool, send func(supervise.Chunk) error) error {
+	g.followed = fmt.Sprintf("%s %d %v", service, tail, follow)
+	for _, c := range g.chunks {
+		if err := send(c); err != nil {
+			return err
+		}
+	}
+	return g.err
+}
 
 func (g *guest) Read() (sysinfo.Info, error) {
 	return sysinfo.Info{
@@ -78,6 +104,7 @@ func serve(t *testing.T, g *guest, mounts ...Mount) (arcboxv1connect.AgentServic
 	t.Helper()
 	srv := httptest.NewServer(New(Params{
 		Log: slog.New(slog.DiscardHandler), Version: "1.2.3", Clock: g, Info: g, Power: g, Mounts: mounts,
+		Runtime: g, Logs: g,
 	}))
 	t.Cleanup(srv.Close)
 	return arcboxv1connect.NewAgentServiceClient(srv.Client(), srv.URL, rpcx.ClientOptions()...), srv
@@ -315,16 +342,14 @@ func TestFailuresKeepTheirClass(t *testing.T) {
 func TestWhatIsMissingSaysSo(t *testing.T) {
 	c, _ := serve(t, &guest{})
 	ctx := testenv.Context(t)
-	_, e1 := c.EnsureRuntime(ctx, connect.NewRequest(&arcboxv1.RuntimeEnsureRequest{}))
-	_, e2 := c.GetRuntimeStatus(ctx, connect.NewRequest(&arcboxv1.RuntimeStatusRequest{}))
 	_, e3 := c.StartKubernetes(ctx, connect.NewRequest(&arcboxv1.KubernetesStartRequest{}))
 	_, e4 := c.StopKubernetes(ctx, connect.NewRequest(&arcboxv1.KubernetesStopRequest{}))
 	_, e5 := c.DeleteKubernetes(ctx, connect.NewRequest(&arcboxv1.KubernetesDeleteRequest{}))
 	_, e6 := c.GetKubernetesStatus(ctx, connect.NewRequest(&arcboxv1.KubernetesStatusRequest{}))
 	_, e7 := c.GetKubeconfig(ctx, connect.NewRequest(&arcboxv1.KubernetesKubeconfigRequest{}))
 	_, e8 := c.MmapReadFile(ctx, connect.NewRequest(&arcboxv1.MmapReadFileRequest{}))
-	for i, err := range []error{e1, e2, e3, e4, e5, e6, e7, e8} {
-		want := []string{"dockerd", "dockerd", "Kubernetes", "Kubernetes", "Kubernetes", "Kubernetes", "Kubernetes", "/files"}[i]
+	for i, err := range []error{e3, e4, e5, e6, e7, e8} {
+		want := []string{"Kubernetes", "Kubernetes", "Kubernetes", "Kubernetes", "Kubernetes", "/files"}[i]
 		if !fault.Is(err, fault.Unimplemented) || !strings.Contains(err.Error(), want) {
 			t.Errorf("method %d: error = %v, want it to name %s", i, err, want)
 		}

@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hutch-run/hutch/internal/fault"
 )
 
 const (
@@ -203,7 +205,7 @@ func (s *Supervisor) Follow(ctx context.Context, name string, tail int, follow b
 	u := s.find(name)
 	s.mu.Unlock()
 	if u == nil {
-		return fmt.Errorf("follow the log of %s: %w", name, errNoUnit)
+		return fault.New(fault.NotFound, "there is no service %.40q with a log; there are %s", name, strings.Join(s.Names(), ", "))
 	}
 	return u.journal.follow(ctx, tail, follow, send)
 }

@@ -1,0 +1,246 @@
+package runtime
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hutch-run/hutch/internal/guest/supervise"
+)
+
+// Names of the units, and of runc, which is none but has a status.
+const (
+	Containerd = "containerd"
+	Dockerd    = "dockerd"
+	runc       = "runc"
+)
+
+// Where the daemons listen.
+const (
+	DockerSocket     = "/run/docker.sock"
+	ContainerdSocket = "/run/containerd/containerd.sock"
+	// Endpoint is the Docker API as a program in the guest reaches it.
+	Endpoint = "unix://" + DockerSocket
+)
+
+// Params is what a Runtime is made of. The first two are needed.
+type Params struct {
+	Supervisor *supervise.Supervisor
+	Log        *slog.Logger
+	// Env returns the environment of the sandbox's commands. What it says of
+	// proxies counts for the daemons too. Nil: nothing.
+	Env func() map[string]string
+
+	// Tests only.
+	root    string                      // instead of "/"; empty in a guest
+	path    string                      // where programs are; empty: supervise.Path
+	kernel  func(context.Context) error // instead of preparing it
+	patient time.Duration               // instead of startLimit
+}
+
+const (
+	// startLimit is how long a start may take before it is called a failure. The
+	// daemons are left to go on all the same.
+	startLimit = 3 * time.Minute
+	// probeLimit bounds one question to a daemon.
+	probeLimit = 2 * time.Second
+	// fresh is how long an answer of dockerd counts.
+	fresh = 500 * time.Millisecond
+)
+
+// Runtime is Docker in this guest. All methods are safe for concurrent use.
+type Runtime struct {
+	p       Params
+	sup     *supervise.Supervisor
+	define  func() error // once
+	docker  *dockerAPI
+	health  *healthAPI
+	probing turn
+
+	mu        sync.Mutex
+	announce  bool // a start was asked for that nobody was told the end of
+	checked   time.Time
+	checkedOf int // pid of the dockerd that answered then
+}
+
+// New returns a Runtime. It starts nothing and touches nothing.
+func New(p Params) *Runtime {
+	p.path = cmp.Or(p.path, supervise.Path)
+	p.patient = cmp.Or(p.patient, startLimit)
+	if p.kernel == nil {
+		p.kernel = prepareKernel
+	}
+	r := &Runtime{p: p, sup: p.Supervisor, probing: make(turn, 1)}
+	r.docker = newDockerAPI(r.at(DockerSocket))
+	r.health = newHealthAPI(r.at(ContainerdSocket))
+	r.define = sync.OnceValue(r.defineUnits)
+	return r
+}
+
+func (r *Runtime) at(path string) string { return filepath.Join(r.p.root, path) }
+
+// Define makes the units known to the supervisor. The first other call does it
+// too; a server that follows a crashed one must do it at its start.
+func (r *Runtime) Define() error { return r.define() }
+
+func (r *Runtime) defineUnits() error {
+	for _, u := range []supervise.Unit{r.containerdUnit(), r.dockerdUnit()} {
+		if err := r.sup.Define(u); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Left reports whether an earlier server of this boot left a unit of the
+// runtime wanted.
+func (r *Runtime) Left() bool { return r.sup.Left(Containerd) || r.sup.Left(Dockerd) }
+
+// Words of a RuntimeEnsureResponse of arcbox.v1.
+const (
+	StatusStarting = "starting"
+	StatusStarted  = "started"
+	StatusReused   = "reused"
+	StatusFailed   = "failed"
+)
+
+// Ensured is the answer to Ensure.
+type Ensured struct {
+	Ready    bool
+	Endpoint string // empty unless Ready
+	Message  string
+	Status   string // one of the constants
+}
+
+func ready(status, message string) Ensured {
+	return Ensured{Ready: true, Endpoint: Endpoint, Message: message, Status: status}
+}
+
+// Ensure says whether dockerd serves, and with start begins to start it when it
+// does not. It does not wait for that: the first call after the start's end is
+// told that it was started, all others that it is reused.
+func (r *Runtime) Ensure(ctx context.Context, start bool) Ensured {
+	if err := r.define(); err != nil {
+		return Ensured{Status: StatusFailed, Message: err.Error()}
+	}
+	st, _ := r.sup.Status(Dockerd)
+	if r.mayServe(st) {
+		said, err := r.check(ctx, st.PID)
+		switch {
+		case err == nil:
+			return ready(r.greet(), said)
+		case st.State == supervise.Ready:
+			return Ensured{Status: StatusFailed, Message: "dockerd runs and does not answer: " + err.Error()}
+		}
+	}
+	if st.State == supervise.Stopped {
+		if missing := r.missing(); missing != "" {
+			return Ensured{Status: StatusFailed, Message: missing}
+		}
+		if !start {
+			return Ensured{Status: StatusFailed, Message: "dockerd does not run: " + r.socketState()}
+		}
+		if err := r.begin(); err != nil {
+			return Ensured{Status: StatusFailed, Message: err.Error()}
+		}
+	}
+	return r.progress()
+}
+
+// mayServe reports whether it is worth while to ask dockerd: one that is just
+// being started is asked by the supervisor, and one that nobody supervises may
+// have been started by somebody else.
+func (r *Runtime) mayServe(st supervise.Status) bool {
+	return st.State == supervise.Ready || st.State == supervise.Stopped
+}
+
+func (r *Runtime) begin() error {
+	if err := r.sup.Start(Dockerd); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.announce = true
+	return nil
+}
+
+// greet returns what the caller is told of a runtime that serves.
+func (r *Runtime) greet() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.announce {
+		r.announce = false
+		return StatusStarted
+	}
+	return StatusReused
+}
+
+// progress tells of a start that is under way, or that goes wrong.
+func (r *Runtime) progress() Ensured {
+	below, _ := r.sup.Status(Containerd)
+	st, _ := r.sup.Status(Dockerd)
+	message := "runtime start in progress: containerd " + below.Detail() + "; dockerd " + st.Detail()
+	switch {
+	case st.State == supervise.Failed || below.State == supervise.Failed:
+		if missing := r.missing(); missing != "" {
+			message = missing + "; " + message
+		}
+	case st.State == supervise.Stopping, time.Since(st.Since) > r.p.patient && time.Since(below.Since) > r.p.patient:
+	default:
+		return Ensured{Status: StatusStarting, Message: message}
+	}
+	return Ensured{Status: StatusFailed, Message: message}
+}
+
+// check asks dockerd, unless it has answered a moment ago. Those who want to
+// know at the same time ask once.
+func (r *Runtime) check(ctx context.Context, pid int) (said string, err error) {
+	said = "API /_ping OK: " + r.docker.socket
+	if err := r.probing.take(ctx); err != nil {
+		return "", err
+	}
+	defer r.probing.give()
+	if pid != 0 && pid == r.checkedOf && time.Since(r.checked) < fresh {
+		return said, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	if err := r.docker.ping(ctx); err != nil {
+		return "", err
+	}
+	r.checked, r.checkedOf = time.Now(), pid
+	return said, nil
+}
+
+// missing names the programs that the image lacks, or is empty.
+func (r *Runtime) missing() string {
+	var lacking []string
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "dockerd", "iptables"} {
+		if _, err := supervise.Find(r.p.path, name); err != nil {
+			lacking = append(lacking, name)
+		}
+	}
+	if len(lacking) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("missing runtime binaries under %s: %s", r.p.path, strings.Join(lacking, ", "))
+}
+
+// turn is a lock that can be waited for within a context.
+type turn chan struct{}
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (t turn) give() { <-t }
