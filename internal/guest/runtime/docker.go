@@ -3,10 +3,12 @@ package runtime
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 )
 
 // dockerAPI is the few questions that the agent asks dockerd.
@@ -39,7 +41,7 @@ func (d *dockerAPI) get(ctx context.Context, path string) ([]byte, error) {
 	}
 	res, err := d.client.Do(req)
 	if err != nil {
-		return nil, err
+		return nil, plain(err)
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxReply))
@@ -50,6 +52,16 @@ func (d *dockerAPI) get(ctx context.Context, path string) ([]byte, error) {
 		return nil, fmt.Errorf("dockerd answers %s to %s: %.200s", res.Status, path, body)
 	}
 	return body, nil
+}
+
+// plain takes away the URL that an HTTP client puts before its errors: there is
+// only one server, at a socket that they name.
+func plain(err error) error {
+	var e *url.Error
+	if errors.As(err, &e) {
+		return e.Err
+	}
+	return err
 }
 
 // ping returns nil when dockerd serves its API.

@@ -34,7 +34,7 @@ func (h *healthAPI) check(ctx context.Context) error {
 	req.Header = http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}}
 	res, err := h.client.Do(req)
 	if err != nil {
-		return err
+		return plain(err)
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, 64))

@@ -35,6 +35,9 @@ type Params struct {
 	// Env returns the environment of the sandbox's commands. What it says of
 	// proxies counts for the daemons too. Nil: nothing.
 	Env func() map[string]string
+	// Started is told when dockerd was asked for, or was taken over from a server
+	// before; more than once too. It must not wait. Nil: nobody is told.
+	Started func()
 
 	// Tests only.
 	root    string                      // instead of "/"; empty in a guest
@@ -62,10 +65,11 @@ type Runtime struct {
 	health  *healthAPI
 	probing turn
 
-	mu        sync.Mutex
-	announce  bool // a start was asked for that nobody was told the end of
-	checked   time.Time
-	checkedOf int // pid of the dockerd that answered then
+	checked   time.Time // of the last answer; of the holder of the turn
+	checkedOf int       // pid of the dockerd that gave it
+
+	mu       sync.Mutex
+	announce bool // a start was asked for that nobody was told the end of
 }
 
 // New returns a Runtime. It starts nothing and touches nothing.
@@ -94,7 +98,17 @@ func (r *Runtime) defineUnits() error {
 			return err
 		}
 	}
+	if st, _ := r.sup.Status(Dockerd); st.State != supervise.Stopped {
+		r.tell()
+	}
 	return nil
+}
+
+// tell tells that dockerd runs, or will.
+func (r *Runtime) tell() {
+	if r.p.Started != nil {
+		r.p.Started()
+	}
 }
 
 // Left reports whether an earlier server of this boot left a unit of the
@@ -148,6 +162,7 @@ func (r *Runtime) Ensure(ctx context.Context, start bool) Ensured {
 		if err := r.begin(); err != nil {
 			return Ensured{Status: StatusFailed, Message: err.Error()}
 		}
+		r.tell()
 	}
 	return r.progress()
 }
@@ -206,7 +221,9 @@ func (r *Runtime) check(ctx context.Context, pid int) (said string, err error) {
 	}
 	defer r.probing.give()
 	if pid != 0 && pid == r.checkedOf && time.Since(r.checked) < fresh {
-		return said, nil
+		if _, found := reach(r.docker.socket); found == mute { // of one that has just died it is none
+			return said, nil
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -116,12 +115,14 @@ func service(st supervise.Status, word, said string) Service {
 	if st.State == supervise.Failed {
 		s.Status = supervise.WordError
 	}
-	if s.Status != supervise.WordReady && st.State != supervise.Stopped || st.Crashes > 0 {
-		// What the process said of itself is told already.
-		if st.State == supervise.Ready || st.State == supervise.Starting {
-			st.Said = ""
+	if s.Status != supervise.WordReady && st.State != supervise.Stopped {
+		s.Detail += "; " + string(st.State)
+		if st.State == supervise.Waiting || st.State == supervise.Failed {
+			s.Detail += " " + st.Said
 		}
-		s.Detail = strings.Join([]string{said, st.Detail()}, "; ")
+	}
+	if h := st.History(); h != "" {
+		s.Detail += "; " + h
 	}
 	return s
 }

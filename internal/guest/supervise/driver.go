@@ -253,6 +253,24 @@ func (u *unit) awaitNeeds(ctx context.Context) error {
 // since when it was ready, zero: never; or early, when the job's run ends.
 func (u *unit) attend(j *job, p *process) (ready time.Time) {
 	u.set(func(s *Status) { s.PID = p.pid })
+	if ready = u.awaitReady(j, p); ready.IsZero() {
+		return ready
+	}
+	select {
+	case <-p.ended:
+	case <-j.run.Done():
+	}
+	return ready
+}
+
+// awaitReady asks the program until it is ready, and returns when that was;
+// zero: it ended before, or the job's run did. One that was ready under the
+// server before is believed: it has served all the time.
+func (u *unit) awaitReady(j *job, p *process) time.Time {
+	if !p.child && u.noted.ready {
+		u.enter(Ready, "")
+		return time.Now()
+	}
 	pause := u.s.p.pace.firstLook
 	for {
 		said, err := u.ask(j, p)
@@ -262,8 +280,7 @@ func (u *unit) attend(j *job, p *process) (ready time.Time) {
 		if err == nil {
 			u.keep(func(n *note) { n.ready = true })
 			u.enter(Ready, said)
-			ready = time.Now()
-			break
+			return time.Now()
 		}
 		u.enter(Starting, oneLine(err.Error()))
 		timer := time.NewTimer(pause)
@@ -275,11 +292,6 @@ func (u *unit) attend(j *job, p *process) (ready time.Time) {
 		timer.Stop()
 		pause = min(pause*3/2, u.s.p.pace.lastLook)
 	}
-	select {
-	case <-p.ended:
-	case <-j.run.Done():
-	}
-	return ready
 }
 
 // ask asks the service once, for as long as it runs and is wanted.

@@ -81,14 +81,21 @@ func (s Status) Word() string {
 
 // Detail tells people what the state is and how it came to be.
 func (s Status) Detail() string {
-	parts := []string{s.now()}
+	return strings.Join(append([]string{s.now()}, s.history()...), "; ")
+}
+
+// History is Detail without what the state is, and may be empty.
+func (s Status) History() string { return strings.Join(s.history(), "; ") }
+
+func (s Status) history() []string {
+	var parts []string
 	if s.Crashes > 0 {
 		parts = append(parts, fmt.Sprintf("crashed %s, last: %s", times(s.Crashes), s.last()))
 	}
 	if s.State == Failed && !s.Next.IsZero() {
 		parts = append(parts, fmt.Sprintf("next start in %s", max(0, time.Until(s.Next)).Round(100*time.Millisecond)))
 	}
-	return strings.Join(parts, "; ")
+	return parts
 }
 
 func (s Status) now() string {
