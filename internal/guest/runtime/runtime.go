@@ -43,13 +43,16 @@ type Params struct {
 	root    string                      // instead of "/"; empty in a guest
 	path    string                      // where programs are; empty: supervise.Path
 	kernel  func(context.Context) error // instead of preparing it
-	patient time.Duration               // instead of startLimit
+	patient time.Duration               // instead of startLimit and of silenceLimit
 }
 
 const (
 	// startLimit is how long a start may take before it is called a failure. The
 	// daemons are left to go on all the same.
 	startLimit = 3 * time.Minute
+	// silenceLimit is the same for a dockerd that runs, was ready, and does not
+	// answer: it may only be busy, or have just been thawed.
+	silenceLimit = 30 * time.Second
 	// probeLimit bounds one question to a daemon.
 	probeLimit = 2 * time.Second
 	// fresh is how long an answer of dockerd counts.
@@ -69,13 +72,13 @@ type Runtime struct {
 	checkedOf int       // pid of the dockerd that gave it
 
 	mu       sync.Mutex
-	announce bool // a start was asked for that nobody was told the end of
+	announce bool      // a start was asked for that nobody was told the end of
+	silent   time.Time // since when dockerd runs and does not answer; zero: it does
 }
 
 // New returns a Runtime. It starts nothing and touches nothing.
 func New(p Params) *Runtime {
 	p.path = cmp.Or(p.path, supervise.Path)
-	p.patient = cmp.Or(p.patient, startLimit)
 	if p.kernel == nil {
 		p.kernel = prepareKernel
 	}
@@ -149,7 +152,7 @@ func (r *Runtime) Ensure(ctx context.Context, start bool) Ensured {
 		case err == nil:
 			return ready(r.greet(), said)
 		case st.State == supervise.Ready:
-			return Ensured{Status: StatusFailed, Message: "dockerd runs and does not answer: " + err.Error()}
+			return r.silence(err)
 		}
 	}
 	if st.State == supervise.Stopped {
@@ -184,10 +187,25 @@ func (r *Runtime) begin() error {
 	return nil
 }
 
+// silence tells of a dockerd that runs and did not answer just now.
+func (r *Runtime) silence(err error) Ensured {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.silent.IsZero() {
+		r.silent = time.Now()
+	}
+	e := Ensured{Status: StatusStarting, Message: "dockerd runs and does not answer: " + err.Error()}
+	if time.Since(r.silent) > cmp.Or(r.p.patient, silenceLimit) {
+		e.Status = StatusFailed
+	}
+	return e
+}
+
 // greet returns what the caller is told of a runtime that serves.
 func (r *Runtime) greet() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.silent = time.Time{}
 	if r.announce {
 		r.announce = false
 		return StatusStarted
@@ -205,11 +223,16 @@ func (r *Runtime) progress() Ensured {
 		if missing := r.missing(); missing != "" {
 			message = missing + "; " + message
 		}
-	case st.State == supervise.Stopping, time.Since(st.Since) > r.p.patient && time.Since(below.Since) > r.p.patient:
+	case st.State == supervise.Stopping, r.late(st) && r.late(below):
 	default:
 		return Ensured{Status: StatusStarting, Message: message}
 	}
 	return Ensured{Status: StatusFailed, Message: message}
+}
+
+// late reports whether a unit is in its state for too long to go on waiting.
+func (r *Runtime) late(st supervise.Status) bool {
+	return time.Since(st.Since) > cmp.Or(r.p.patient, startLimit)
 }
 
 // check asks dockerd, unless it has answered a moment ago. Those who want to
