@@ -132,12 +132,12 @@ func (a *App) snapshotTable(list []*hostagentv1.Snapshot, now time.Time) error {
 			state = "in memory"
 		}
 		rows = append(rows, []string{
-			s.GetSnapshotId(), orDash(s.GetName()), s.GetKind(), from, strconv.Itoa(int(s.GetVcpus())),
+			s.GetSnapshotId(), orDash(s.GetName()), s.GetKind(), orDash(s.GetReady()), from, strconv.Itoa(int(s.GetVcpus())),
 			size(int64(s.GetMemoryMb()) << 20), size(s.GetDiskBytes()), strconv.Itoa(len(s.GetSandboxIds())),
 			ago(time.Unix(s.GetCreatedAtUnix(), 0), now), state,
 		})
 	}
-	return a.table([]string{"SNAPSHOT", "NAME", "KIND", "FROM", "VCPUS", "MEMORY", "SIZE", "USERS", "AGE", "STATE"}, rows)
+	return a.table([]string{"SNAPSHOT", "NAME", "KIND", "READY", "FROM", "VCPUS", "MEMORY", "SIZE", "USERS", "AGE", "STATE"}, rows)
 }
 
 func (a *App) snapshotVerify() *cobra.Command {

@@ -27,6 +27,7 @@ type templateFlags struct {
 	user, cwd string
 	vcpus     int32
 	memory    string
+	disk      string
 }
 
 func (f *templateFlags) register(c *cobra.Command) {
@@ -37,6 +38,7 @@ func (f *templateFlags) register(c *cobra.Command) {
 	fl.StringVarP(&f.cwd, "workdir", "w", "", "working directory of commands that name none")
 	fl.Int32Var(&f.vcpus, "vcpus", 0, "virtual CPUs of sandboxes that ask for none")
 	fl.StringVarP(&f.memory, "memory", "m", "", "memory of sandboxes that ask for none, such as 512 or 2g")
+	fl.StringVar(&f.disk, "disk", "", "size of the writable disk of sandboxes that ask for none, such as 20g")
 }
 
 func (f *templateFlags) defaults() (*hostagentv1.TemplateDefaults, error) {
@@ -48,7 +50,11 @@ func (f *templateFlags) defaults() (*hostagentv1.TemplateDefaults, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &hostagentv1.TemplateDefaults{Env: env, User: f.user, Cwd: f.cwd, Vcpus: f.vcpus, MemoryMb: memory}, nil
+	disk, err := megabytes("--disk", f.disk)
+	if err != nil {
+		return nil, err
+	}
+	return &hostagentv1.TemplateDefaults{Env: env, User: f.user, Cwd: f.cwd, Vcpus: f.vcpus, MemoryMb: memory, DiskSizeMb: disk}, nil
 }
 
 func (a *App) templateBuild() *cobra.Command {
@@ -58,7 +64,8 @@ func (a *App) templateBuild() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "build [flags] NAME [REFERENCE]",
 		Short: "Make a template from a ready recipe or from an image in a registry",
-		Long: "With NAME alone, NAME is a ready recipe: minimal, debian or python311.\n" +
+		Long: "With NAME alone, NAME is a ready recipe: minimal, debian, python311, docker or\n" +
+			"kubernetes.\n" +
 			"With REFERENCE the image is pulled from its registry; credentials come from\n" +
 			"the docker configuration of hutchd, or from --docker-config.",
 		Example: "  hutch template build debian\n  hutch template build alpine docker.io/library/alpine:3",
@@ -254,13 +261,14 @@ func (a *App) templateRm() *cobra.Command {
 
 func (a *App) templateWarm() *cobra.Command {
 	var vcpus int32
-	var memory, disk string
+	var memory, disk, ready string
 	c := &cobra.Command{
 		Use:   "warm [flags] NAME",
 		Short: "Boot a template once, so that sandboxes of that shape are copies",
 		Long: "A sandbox is booted and kept as it stands when it is ready. Creates of the same\n" +
-			"template, vCPUs, memory and disk size copy it instead of booting.",
-		Example: "  hutch template warm minimal\n  hutch template warm debian --vcpus 2 -m 2g",
+			"template, vCPUs, memory and disk size copy it instead of booting. With --ready\n" +
+			"docker or kubernetes that is up first, and so it is in every copy.",
+		Example: "  hutch template warm minimal\n  hutch template warm debian --vcpus 2 -m 2g\n  hutch template warm docker --ready docker",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			mem, err := megabytes("--memory", memory)
@@ -276,7 +284,7 @@ func (a *App) templateWarm() *cobra.Command {
 				return err
 			}
 			res, err := cl.templates.WarmTemplate(cmd.Context(), connect.NewRequest(&hostagentv1.WarmTemplateRequest{
-				Name: args[0], Vcpus: vcpus, MemoryMb: mem, DiskSizeMb: size,
+				Name: args[0], Vcpus: vcpus, MemoryMb: mem, DiskSizeMb: size, Ready: ready,
 			}))
 			if err != nil {
 				return err
@@ -290,6 +298,7 @@ func (a *App) templateWarm() *cobra.Command {
 	}
 	c.Flags().Int32Var(&vcpus, "vcpus", 0, "virtual CPUs (default the template's, or 1)")
 	c.Flags().StringVarP(&memory, "memory", "m", "", "memory, such as 512 or 2g (default the template's, or 512)")
-	c.Flags().StringVar(&disk, "disk", "", "size of the writable disk (default 5g)")
+	c.Flags().StringVar(&disk, "disk", "", "size of the writable disk (default the template's, or 5g)")
+	c.Flags().StringVar(&ready, "ready", "", "what must be up before: docker or kubernetes")
 	return c
 }

@@ -266,10 +266,13 @@ type Snapshot struct {
 	// Why it can't be started on this host now; empty: it can.
 	Problem string `protobuf:"bytes,16,opt,name=problem,proto3" json:"problem,omitempty"`
 	// What it fits.
-	Vmm           string `protobuf:"bytes,17,opt,name=vmm,proto3" json:"vmm,omitempty"`
-	VmmVersion    string `protobuf:"bytes,18,opt,name=vmm_version,json=vmmVersion,proto3" json:"vmm_version,omitempty"`
-	Accel         string `protobuf:"bytes,19,opt,name=accel,proto3" json:"accel,omitempty"`
-	KernelId      string `protobuf:"bytes,20,opt,name=kernel_id,json=kernelId,proto3" json:"kernel_id,omitempty"`
+	Vmm        string `protobuf:"bytes,17,opt,name=vmm,proto3" json:"vmm,omitempty"`
+	VmmVersion string `protobuf:"bytes,18,opt,name=vmm_version,json=vmmVersion,proto3" json:"vmm_version,omitempty"`
+	Accel      string `protobuf:"bytes,19,opt,name=accel,proto3" json:"accel,omitempty"`
+	KernelId   string `protobuf:"bytes,20,opt,name=kernel_id,json=kernelId,proto3" json:"kernel_id,omitempty"`
+	// Of a warm template: what was up when it was written down, "docker" or
+	// "kubernetes"; empty: the guest agent alone.
+	Ready         string `protobuf:"bytes,21,opt,name=ready,proto3" json:"ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,6 +443,13 @@ func (x *Snapshot) GetAccel() string {
 func (x *Snapshot) GetKernelId() string {
 	if x != nil {
 		return x.KernelId
+	}
+	return ""
+}
+
+func (x *Snapshot) GetReady() string {
+	if x != nil {
+		return x.Ready
 	}
 	return ""
 }
@@ -788,7 +798,7 @@ const file_hostagent_v1_snapshot_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tB\"\xbaH\x1fr\x1d\x10\x01\x18\x80\x012\x16^[a-z0-9][a-z0-9._-]*$R\x04name\"s\n" +
 	"\x16CreateSnapshotResponse\x122\n" +
 	"\bsnapshot\x18\x01 \x01(\v2\x16.hostagent.v1.SnapshotR\bsnapshot\x12%\n" +
-	"\x0estopped_micros\x18\x02 \x01(\x03R\rstoppedMicros\"\xe9\x04\n" +
+	"\x0estopped_micros\x18\x02 \x01(\x03R\rstoppedMicros\"\xff\x04\n" +
 	"\bSnapshot\x12\x1f\n" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
 	"snapshotId\x12\x12\n" +
@@ -815,7 +825,8 @@ const file_hostagent_v1_snapshot_proto_rawDesc = "" +
 	"\vvmm_version\x18\x12 \x01(\tR\n" +
 	"vmmVersion\x12\x14\n" +
 	"\x05accel\x18\x13 \x01(\tR\x05accel\x12\x1b\n" +
-	"\tkernel_id\x18\x14 \x01(\tR\bkernelId\"\x16\n" +
+	"\tkernel_id\x18\x14 \x01(\tR\bkernelId\x12\x14\n" +
+	"\x05ready\x18\x15 \x01(\tR\x05ready\"\x16\n" +
 	"\x14ListSnapshotsRequest\"M\n" +
 	"\x15ListSnapshotsResponse\x124\n" +
 	"\tsnapshots\x18\x01 \x03(\v2\x16.hostagent.v1.SnapshotR\tsnapshots\"?\n" +

@@ -47,7 +47,9 @@ type Template struct {
 	Platform      string `protobuf:"bytes,14,opt,name=platform,proto3" json:"platform,omitempty"`
 	// The snapshot that it is; empty: an image. SnapshotService makes and removes
 	// those.
-	SnapshotId    string `protobuf:"bytes,15,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	SnapshotId string `protobuf:"bytes,15,opt,name=snapshot_id,json=snapshotId,proto3" json:"snapshot_id,omitempty"`
+	// As vcpus and memory_mb, a default of sandboxes made from it.
+	DiskSizeMb    int32 `protobuf:"varint,16,opt,name=disk_size_mb,json=diskSizeMb,proto3" json:"disk_size_mb,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,6 +189,13 @@ func (x *Template) GetSnapshotId() string {
 	return ""
 }
 
+func (x *Template) GetDiskSizeMb() int32 {
+	if x != nil {
+		return x.DiskSizeMb
+	}
+	return 0
+}
+
 // TemplateDefaults override what the image says.
 type TemplateDefaults struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -195,6 +204,7 @@ type TemplateDefaults struct {
 	Cwd           string                 `protobuf:"bytes,3,opt,name=cwd,proto3" json:"cwd,omitempty"`
 	Vcpus         int32                  `protobuf:"varint,4,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
 	MemoryMb      int32                  `protobuf:"varint,5,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
+	DiskSizeMb    int32                  `protobuf:"varint,6,opt,name=disk_size_mb,json=diskSizeMb,proto3" json:"disk_size_mb,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +270,13 @@ func (x *TemplateDefaults) GetVcpus() int32 {
 func (x *TemplateDefaults) GetMemoryMb() int32 {
 	if x != nil {
 		return x.MemoryMb
+	}
+	return 0
+}
+
+func (x *TemplateDefaults) GetDiskSizeMb() int32 {
+	if x != nil {
+		return x.DiskSizeMb
 	}
 	return 0
 }
@@ -389,7 +406,7 @@ type isBuildTemplateRequest_Source interface {
 }
 
 type BuildTemplateRequest_Recipe struct {
-	// A ready recipe: minimal, debian, python311.
+	// A ready recipe: minimal, debian, python311, docker, kubernetes.
 	Recipe string `protobuf:"bytes,2,opt,name=recipe,proto3,oneof"`
 }
 
@@ -1025,8 +1042,10 @@ type WarmTemplateResponse struct {
 	MemoryMb   int32 `protobuf:"varint,3,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
 	DiskSizeMb int32 `protobuf:"varint,4,opt,name=disk_size_mb,json=diskSizeMb,proto3" json:"disk_size_mb,omitempty"`
 	// What it takes in RAM while sandboxes are made from it, and on disk, bytes.
-	MemoryBytes   int64 `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	DiskBytes     int64 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	MemoryBytes int64 `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	DiskBytes   int64 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	// What is up in it: "docker", "kubernetes"; empty: the guest agent alone.
+	Ready         string `protobuf:"bytes,7,opt,name=ready,proto3" json:"ready,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1103,6 +1122,13 @@ func (x *WarmTemplateResponse) GetDiskBytes() int64 {
 	return 0
 }
 
+func (x *WarmTemplateResponse) GetReady() string {
+	if x != nil {
+		return x.Ready
+	}
+	return ""
+}
+
 type ImportTemplateRequest_Header struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1167,7 +1193,7 @@ var File_hostagent_v1_template_proto protoreflect.FileDescriptor
 
 const file_hostagent_v1_template_proto_rawDesc = "" +
 	"\n" +
-	"\x1bhostagent/v1/template.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\xf2\x03\n" +
+	"\x1bhostagent/v1/template.proto\x12\fhostagent.v1\x1a\x1bbuf/validate/validate.proto\"\x94\x04\n" +
 	"\bTemplate\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\fimage_digest\x18\x02 \x01(\tR\vimageDigest\x12\x16\n" +
@@ -1189,16 +1215,20 @@ const file_hostagent_v1_template_proto_rawDesc = "" +
 	"\x0fcreated_at_unix\x18\r \x01(\x03R\rcreatedAtUnix\x12\x1a\n" +
 	"\bplatform\x18\x0e \x01(\tR\bplatform\x12\x1f\n" +
 	"\vsnapshot_id\x18\x0f \x01(\tR\n" +
-	"snapshotId\x1a6\n" +
+	"snapshotId\x12 \n" +
+	"\fdisk_size_mb\x18\x10 \x01(\x05R\n" +
+	"diskSizeMb\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc3\x02\n" +
 	"\x10TemplateDefaults\x12D\n" +
 	"\x03env\x18\x01 \x03(\v2'.hostagent.v1.TemplateDefaults.EnvEntryB\t\xbaH\x06\x9a\x01\x03\x10\x80\x02R\x03env\x12\x1b\n" +
 	"\x04user\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04user\x12\x1a\n" +
 	"\x03cwd\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80 R\x03cwd\x12\x1f\n" +
 	"\x05vcpus\x18\x04 \x01(\x05B\t\xbaH\x06\x1a\x04\x18@(\x00R\x05vcpus\x12(\n" +
-	"\tmemory_mb\x18\x05 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80@(\x00R\bmemoryMb\x1a6\n" +
+	"\tmemory_mb\x18\x05 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80@(\x00R\bmemoryMb\x12-\n" +
+	"\fdisk_size_mb\x18\x06 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80@(\x00R\n" +
+	"diskSizeMb\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x97\x03\n" +
@@ -1253,7 +1283,7 @@ const file_hostagent_v1_template_proto_rawDesc = "" +
 	"\fdisk_size_mb\x18\x04 \x01(\x05B\v\xbaH\b\x1a\x06\x18\x80\x80@(\x00R\n" +
 	"diskSizeMb\x121\n" +
 	"\x05ready\x18\x05 \x01(\tB\x1b\xbaH\x18r\x16R\x00R\x06dockerR\n" +
-	"kubernetesR\x05ready\"\xce\x01\n" +
+	"kubernetesR\x05ready\"\xe4\x01\n" +
 	"\x14WarmTemplateResponse\x12\x1f\n" +
 	"\vsnapshot_id\x18\x01 \x01(\tR\n" +
 	"snapshotId\x12\x14\n" +
@@ -1263,7 +1293,8 @@ const file_hostagent_v1_template_proto_rawDesc = "" +
 	"diskSizeMb\x12!\n" +
 	"\fmemory_bytes\x18\x05 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x06 \x01(\x03R\tdiskBytes2\xba\x04\n" +
+	"disk_bytes\x18\x06 \x01(\x03R\tdiskBytes\x12\x14\n" +
+	"\x05ready\x18\a \x01(\tR\x05ready2\xba\x04\n" +
 	"\x0fTemplateService\x12Z\n" +
 	"\rBuildTemplate\x12\".hostagent.v1.BuildTemplateRequest\x1a#.hostagent.v1.BuildTemplateResponse0\x01\x12]\n" +
 	"\x0eImportTemplate\x12#.hostagent.v1.ImportTemplateRequest\x1a$.hostagent.v1.ImportTemplateResponse(\x01\x12X\n" +

@@ -39,7 +39,7 @@ func (t templates) make(ctx context.Context, p template.ImportParams) (rpc.Templ
 }
 
 func overrides(d rpc.TemplateDefaults) template.Overrides {
-	return template.Overrides{Env: d.Env, User: d.User, Cwd: d.Cwd, VCPUs: d.VCPUs, MemoryMB: d.MemoryMB}
+	return template.Overrides{Env: d.Env, User: d.User, Cwd: d.Cwd, VCPUs: d.VCPUs, MemoryMB: d.MemoryMB, DiskMB: d.DiskMB}
 }
 
 // List returns all templates that can be read.

@@ -93,7 +93,7 @@ func TestSnapshotsThatAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if _, err := h.WarmTemplate(h.c, sandbox.Spec{Template: "ready"}); !fault.Is(err, fault.Invalid) {
+	if _, err := h.WarmTemplate(h.c, sandbox.Spec{Template: "ready"}, ""); !fault.Is(err, fault.Invalid) {
 		t.Errorf("warmed: %v", err)
 	}
 	h.create("sb-2", sandbox.Spec{Template: "ready"})

@@ -59,7 +59,7 @@ func TestKilledAtEveryCall(t *testing.T) {
 func TestWarmKilledAtEveryCall(t *testing.T) {
 	killEverywhere(t, func(h *host) {
 		const id = "sb-1"
-		if _, err := h.WarmTemplate(h.c, plain); err != nil {
+		if _, err := h.WarmTemplate(h.c, plain, ""); err != nil {
 			return
 		}
 		if _, err := h.Create(h.c, id, plain); err == nil {
@@ -112,7 +112,7 @@ func TestForkKilledAtEveryCall(t *testing.T) {
 func TestSpareKilledAtEveryCall(t *testing.T) {
 	killEverywhere(t, func(h *host) {
 		h.p.Warm.Spares = 1
-		if _, err := h.WarmTemplate(h.c, plain); err != nil {
+		if _, err := h.WarmTemplate(h.c, plain, ""); err != nil {
 			return
 		}
 		for range 2 {

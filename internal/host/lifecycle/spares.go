@@ -31,8 +31,8 @@ type spares struct {
 	m *Manager
 
 	mu     sync.Mutex
-	ready  []spare                 // oldest first; guarded by mu
-	making map[warmKey]*spareBuild // guarded by mu
+	ready  []spare                // oldest first; guarded by mu
+	making map[string]*spareBuild // by the id of their snapshot; guarded by mu
 }
 
 // spareBuild is a spare in the making.
@@ -43,11 +43,11 @@ type spareBuild struct {
 }
 
 type spare struct {
-	key warmKey
+	of  string // id of a snapshot
 	box *box
 }
 
-func newSpares(m *Manager) *spares { return &spares{m: m, making: map[warmKey]*spareBuild{}} }
+func newSpares(m *Manager) *spares { return &spares{m: m, making: map[string]*spareBuild{}} }
 
 // spare tells whether a spare would do for a create.
 func (o *boot) spare() bool { return o.still != nil && o.still.snap.Kind == snapshot.Warm }
@@ -55,17 +55,16 @@ func (o *boot) spare() bool { return o.still != nil && o.still.snap.Kind == snap
 // wish has a spare made of a warm template in the background, unless there is
 // one.
 func (s *spares) wish(from *still) {
-	key := from.key()
 	if s.m.p.Warm.Spares <= 0 {
 		return
 	}
-	build := s.begin(key)
+	build := s.begin(from.snap.ID)
 	if build == nil {
 		return
 	}
 	s.m.wg.Go(func() {
 		b, err := s.make(from, build)
-		s.end(key, b)
+		s.end(from.snap.ID, b)
 		if err != nil && s.m.closing.Err() == nil {
 			s.m.p.Log.Info("no spare could be made", slog.String("snapshot", from.snap.ID), slog.Any("error", err))
 		}
@@ -73,25 +72,25 @@ func (s *spares) wish(from *still) {
 }
 
 // begin begins a spare, which the caller is to make. Nil: none is needed.
-func (s *spares) begin(key warmKey) *spareBuild {
+func (s *spares) begin(of string) *spareBuild {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ready = slices.DeleteFunc(s.ready, func(r spare) bool { return r.box.pub.Load().rec.State != sandbox.Paused })
-	if s.making[key] != nil || slices.ContainsFunc(s.ready, func(r spare) bool { return r.key == key }) {
+	if s.making[of] != nil || slices.ContainsFunc(s.ready, func(r spare) bool { return r.of == of }) {
 		return nil
 	}
 	build := &spareBuild{done: make(chan struct{})}
-	s.making[key] = build
+	s.making[of] = build
 	return build
 }
 
 // end takes up what was made; b may be nil. The oldest go when there are too
 // many.
-func (s *spares) end(key warmKey, b *box) {
+func (s *spares) end(of string, b *box) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	build := s.making[key]
-	delete(s.making, key)
+	build := s.making[of]
+	delete(s.making, of)
 	close(build.done)
 	if b == nil {
 		return
@@ -100,7 +99,7 @@ func (s *spares) end(key warmKey, b *box) {
 		b.askDestroy(sandbox.ByHost, roomNeeded)
 		return
 	}
-	s.ready = append(s.ready, spare{key, b})
+	s.ready = append(s.ready, spare{of, b})
 	for len(s.ready) > s.m.p.Warm.Spares {
 		s.ready[0].box.askDestroy(sandbox.ByHost, "spares of other shapes are in use")
 		s.ready = s.ready[1:]
@@ -182,7 +181,7 @@ func (b *box) rest() error {
 // claim makes a spare what a create asks for. Nil: there is none, or it did not
 // work, and o says how long that took.
 func (s *spares) claim(o *boot, spec sandbox.Spec) *box {
-	b := s.take(o.still.key())
+	b := s.take(o.still.snap.ID)
 	if b == nil {
 		return nil
 	}
@@ -199,10 +198,10 @@ func (s *spares) claim(o *boot, spec sandbox.Spec) *box {
 	return nil
 }
 
-func (s *spares) take(key warmKey) *box {
+func (s *spares) take(of string) *box {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i := slices.IndexFunc(s.ready, func(r spare) bool { return r.key == key })
+	i := slices.IndexFunc(s.ready, func(r spare) bool { return r.of == of })
 	if i < 0 {
 		return nil
 	}
@@ -253,6 +252,25 @@ func (m *Manager) unhide(b *box) error {
 	}
 	b.hidden = false
 	return nil
+}
+
+// retire destroys the spares of a snapshot that was replaced.
+func (s *spares) retire(of string) {
+	const why = "what it is a copy of was replaced"
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if build := s.making[of]; build != nil {
+		build.unwanted = true
+		if build.box != nil {
+			build.box.askDestroy(sandbox.ByHost, why)
+		}
+	}
+	s.ready = slices.DeleteFunc(s.ready, func(r spare) bool {
+		if r.of == of {
+			r.box.askDestroy(sandbox.ByHost, why)
+		}
+		return r.of == of
+	})
 }
 
 // drop destroys all spares, those in the making too, and tells whether there

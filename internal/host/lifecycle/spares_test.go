@@ -16,7 +16,7 @@ import (
 func withSpare(t *testing.T, w *world, change ...func(*Params)) *host {
 	t.Helper()
 	h := start(t, w, append(change, func(p *Params) { p.Warm.Spares = 1 })...)
-	_, err := h.WarmTemplate(h.c, plain)
+	_, err := h.WarmTemplate(h.c, plain, "")
 	h.must(err)
 	v := h.create("", plain)
 	if !h.spareIsReady() {
@@ -159,7 +159,7 @@ func TestSparesOfShapesUsedLast(t *testing.T) {
 	w := newWorld(t)
 	h := withSpare(t, w)
 	other := sandbox.Spec{VCPUs: 1, MemoryMB: 256, DiskMB: 64}
-	_, err := h.WarmTemplate(h.c, other)
+	_, err := h.WarmTemplate(h.c, other, "")
 	h.must(err)
 	h.create("", other)
 	h.spareIsReady()

@@ -161,8 +161,8 @@ func newStock(m *Manager) *stock {
 func (k *stock) on() bool { return k.m.p.Snapshots != nil && k.m.p.Driver.Caps().Snapshots }
 
 // open takes up the snapshots on disk. Warm templates that do not fit this host
-// any more, or whose image is gone, are removed; their shapes are returned.
-func (k *stock) open() (stale []sandbox.Spec) {
+// any more, or whose image is gone, are removed; what they were is returned.
+func (k *stock) open() (stale []warmWish) {
 	if !k.on() {
 		return nil
 	}
@@ -174,7 +174,7 @@ func (k *stock) open() (stale []sandbox.Spec) {
 		if why := k.useless(s); why != nil {
 			k.m.p.Log.Info("warm template is of no use any more", slog.String("snapshot", s.ID), slog.Any("reason", why))
 			k.drop(s)
-			stale = append(stale, shapeOf(s))
+			stale = append(stale, warmWish{spec: shapeOf(s), ready: s.Ready})
 			continue
 		}
 		one := newStill(s, nil)
@@ -230,9 +230,16 @@ func (k *stock) find(is func(*still) bool) *still {
 	return nil
 }
 
-// warm returns the warm template of a shape; nil: none.
+// warm returns the warm template of a shape, the latest when it replaces
+// others; nil: none.
 func (k *stock) warm(key warmKey) *still {
-	return k.find(func(s *still) bool { return s.snap.Kind == snapshot.Warm && s.key() == key })
+	var latest *still
+	for _, s := range k.list() {
+		if s.snap.Kind == snapshot.Warm && s.key() == key && (latest == nil || s.snap.CreatedAt.After(latest.snap.CreatedAt)) {
+			latest = s
+		}
+	}
+	return latest
 }
 
 // named returns the snapshot with a name; nil: none.
@@ -265,7 +272,7 @@ func (k *stock) load(ctx context.Context, s *still) (*origin, error) {
 	return o, err
 }
 
-// add adds a still, and removes what is over the budgets.
+// add adds a still, and removes what it replaces and what is over the budgets.
 func (k *stock) add(s *still) {
 	k.mu.Lock()
 	k.all[s.snap.ID] = s
@@ -287,9 +294,22 @@ func (k *stock) remove(s *still) error {
 	return nil
 }
 
-// trim removes what was used least lately from RAM, and warm templates from
-// disk, until both are within their budgets. latest, if there is one, stays.
+// retire removes warm templates that were replaced. One that is just being
+// copied goes the next time.
+func (k *stock) retire() {
+	for _, s := range k.list() {
+		if s.snap.Kind == snapshot.Warm && k.warm(s.key()) != s {
+			k.m.spares.retire(s.snap.ID)
+			k.forget(s)
+		}
+	}
+}
+
+// trim removes what was replaced, and what was used least lately from RAM, and
+// warm templates from disk, until both are within their budgets. latest, if
+// there is one, stays.
 func (k *stock) trim(latest *still) {
+	k.retire()
 	list := k.list()
 	slices.SortFunc(list, func(a, b *still) int { // used latest first
 		at, _ := a.lastUse()

@@ -68,9 +68,10 @@ type warmBuild struct {
 	snap *snapshot.Snapshot // set before done is closed
 	err  error
 
-	id    sandbox.ID // of the sandbox that is booted for it
-	asked bool       // a caller wants it; guarded by mu of warmer
-	gave  bool       // it gave way; guarded by mu of warmer
+	ready snapshot.Ready // what is up in it
+	id    sandbox.ID     // of the sandbox that is booted for it
+	asked bool           // a caller wants it; guarded by mu of warmer
+	gave  bool           // it gave way; guarded by mu of warmer
 }
 
 // roomNeeded is why a sandbox of hutchd's own went.
@@ -86,19 +87,33 @@ func newWarmer(m *Manager) *warmer {
 	}
 }
 
-// WarmTemplate makes a template warm in a shape: a sandbox is booted, copied
-// while it stands still, and destroyed. It returns at once what is warm already.
-// Zero values are those of a create.
-func (m *Manager) WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapshot.Snapshot, error) {
-	return m.warmTemplate(ctx, spec, true)
+// warmWish is a shape that is to be warm, with something up in it.
+type warmWish struct {
+	spec  sandbox.Spec
+	ready snapshot.Ready
+	asked bool // a caller wants it
 }
 
-// warmTemplate is WarmTemplate; asked says that a caller wants it.
-func (m *Manager) warmTemplate(ctx context.Context, spec sandbox.Spec, asked bool) (*snapshot.Snapshot, error) {
+// WarmTemplate makes a template warm in a shape: a sandbox is booted, what is to
+// be ready is brought up in it, it is copied while it stands still, and
+// destroyed. It returns at once what is warm already, and replaces what is warm
+// but has something else up. Zero values are those of a create. A guest that
+// can't bring it up is fault.Unimplemented or fault.Precondition; then what was
+// warm stays.
+func (m *Manager) WarmTemplate(ctx context.Context, spec sandbox.Spec, ready snapshot.Ready) (*snapshot.Snapshot, error) {
+	return m.warmTemplate(ctx, warmWish{spec, ready, true})
+}
+
+func (m *Manager) warmTemplate(ctx context.Context, wish warmWish) (*snapshot.Snapshot, error) {
 	if !m.stock.on() {
 		return nil, fault.New(fault.Unimplemented, "this host can't make warm templates")
 	}
-	src, err := m.hold(spec)
+	if wish.ready != "" {
+		if _, err := readinessOf(wish.ready); err != nil {
+			return nil, err
+		}
+	}
+	src, err := m.hold(wish.spec)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +121,7 @@ func (m *Manager) warmTemplate(ctx context.Context, spec sandbox.Spec, asked boo
 	if src.still != nil {
 		return nil, fault.BadField("name", "%s is a snapshot, which sandboxes are copies of anyway", src.template.Name)
 	}
-	spec, err = validate(src.complete(spec), m.p.Driver.Caps().MaxVCPUs)
+	wish.spec, err = validate(src.complete(wish.spec), m.p.Driver.Caps().MaxVCPUs)
 	if err != nil {
 		return nil, err
 	}
@@ -114,41 +129,59 @@ func (m *Manager) warmTemplate(ctx context.Context, spec sandbox.Spec, asked boo
 	if err != nil {
 		return nil, fmt.Errorf("find kernel: %w", err)
 	}
-	k := m.shape(spec, src.template, pack)
-	if warm := m.stock.warm(k); warm != nil {
-		return warm.snap, nil
-	}
-	build, mine := m.warm.join(k, asked)
-	if mine {
-		m.mu.Lock()
-		err := m.openLocked()
-		if err == nil {
-			m.wg.Go(func() { m.warm.build(k, spec, build) })
+	return m.warm.get(ctx, m.shape(wish.spec, src.template, pack), wish)
+}
+
+// get returns the warm template of a shape, and has it made when there is none
+// that does.
+func (w *warmer) get(ctx context.Context, k warmKey, wish warmWish) (*snapshot.Snapshot, error) {
+	for {
+		if warm := w.m.stock.warm(k); warm != nil && does(warm.snap.Ready, wish.ready) {
+			return warm.snap, nil
 		}
-		m.mu.Unlock()
-		if err != nil {
-			m.warm.finish(k, build, nil, err)
+		build := w.join(k, wish)
+		select {
+		case <-build.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
 		}
-	}
-	select {
-	case <-build.done:
-		return build.snap, build.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		if does(build.ready, wish.ready) {
+			return build.snap, build.err
+		}
 	}
 }
 
-// join returns the build of a shape, and whether the caller is to do it.
-func (w *warmer) join(k warmKey, asked bool) (b *warmBuild, mine bool) {
+// does tells whether a machine that has something up is one that was wished for.
+func does(has, wish snapshot.Ready) bool { return wish == "" || has == wish }
+
+// join returns the build of a shape, which it begins when there is none. It may
+// be one with something else up.
+func (w *warmer) join(k warmKey, wish warmWish) *warmBuild {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if b := w.building[k]; b != nil {
-		b.asked = b.asked || asked
-		return b, false
+	b, there := w.building[k]
+	if there {
+		b.asked = b.asked || wish.asked
+	} else {
+		b = &warmBuild{done: make(chan struct{}), ready: wish.ready, asked: wish.asked, id: sandbox.ID("warm-" + randomHex(4))}
+		w.building[k] = b
 	}
-	b = &warmBuild{done: make(chan struct{}), asked: asked, id: sandbox.ID("warm-" + randomHex(4))}
-	w.building[k] = b
-	return b, true
+	w.mu.Unlock()
+	if !there {
+		w.begin(k, wish.spec, b)
+	}
+	return b
+}
+
+func (w *warmer) begin(k warmKey, spec sandbox.Spec, b *warmBuild) {
+	w.m.mu.Lock()
+	err := w.m.openLocked()
+	if err == nil {
+		w.m.wg.Go(func() { w.build(k, spec, b) })
+	}
+	w.m.mu.Unlock()
+	if err != nil {
+		w.finish(k, b, nil, err)
+	}
 }
 
 func (w *warmer) finish(k warmKey, b *warmBuild, snap *snapshot.Snapshot, err error) {
@@ -178,7 +211,7 @@ func (w *warmer) wish(k warmKey, spec sandbox.Spec) {
 	}
 	w.m.wg.Go(func() {
 		defer func() { <-w.auto }()
-		if err := w.warmQuietly(spec); err != nil && !errors.Is(err, errGaveWay) {
+		if err := w.warmQuietly(warmWish{spec: spec}); err != nil && !noRoom(err) {
 			w.mu.Lock()
 			w.failed[k] = true
 			w.mu.Unlock()
@@ -187,34 +220,37 @@ func (w *warmer) wish(k warmKey, spec sandbox.Spec) {
 }
 
 // again makes shapes warm whose templates did not fit any more.
-func (w *warmer) again(shapes []sandbox.Spec) {
-	for _, spec := range shapes {
+func (w *warmer) again(shapes []warmWish) {
+	for _, wish := range shapes {
 		select {
 		case w.auto <- struct{}{}:
 		case <-w.m.closing.Done():
 			return
 		}
-		_ = w.warmQuietly(spec) // logged; the next may do
+		_ = w.warmQuietly(wish) // logged; the next may do
 		<-w.auto
 	}
 }
 
 // warmQuietly makes a shape warm when nothing else starts, for nobody who waits.
 // It logs its error.
-func (w *warmer) warmQuietly(spec sandbox.Spec) error {
+func (w *warmer) warmQuietly(wish warmWish) error {
 	err := w.m.admission.whenCalm(w.m.closing)
 	if err == nil {
-		_, err = w.m.warmTemplate(w.m.closing, spec, false)
+		_, err = w.m.warmTemplate(w.m.closing, wish)
 	}
 	switch {
 	case err == nil || w.m.closing.Err() != nil:
-	case errors.Is(err, errGaveWay):
-		w.m.p.Log.Info("template is not made warm now", slog.String("template", spec.Template), slog.Any("error", err))
+	case noRoom(err):
+		w.m.p.Log.Info("template is not made warm now", slog.String("template", wish.spec.Template), slog.Any("error", err))
 	default:
-		w.m.p.Log.Warn("template can't be made warm", slog.String("template", spec.Template), slog.Any("error", err))
+		w.m.p.Log.Warn("template can't be made warm", slog.String("template", wish.spec.Template), slog.Any("error", err))
 	}
 	return err
 }
+
+// noRoom tells whether it is no fault of a shape that it could not be made warm.
+func noRoom(err error) bool { return errors.Is(err, errGaveWay) || fault.Is(err, fault.Exhausted) }
 
 // giveWay ends what is made warm for nobody who waits, and tells whether there
 // was any.
@@ -238,7 +274,7 @@ func (w *warmer) giveWay() bool {
 
 // build makes a warm template.
 func (w *warmer) build(k warmKey, spec sandbox.Spec, b *warmBuild) {
-	snap, err := w.make(k, spec, b.id)
+	snap, err := w.make(k, spec, b)
 	w.mu.Lock()
 	if err != nil && b.gave {
 		err = errGaveWay
@@ -250,11 +286,11 @@ func (w *warmer) build(k warmKey, spec sandbox.Spec, b *warmBuild) {
 	w.finish(k, b, snap, err)
 }
 
-func (w *warmer) make(k warmKey, spec sandbox.Spec, id sandbox.ID) (_ *snapshot.Snapshot, err error) {
+func (w *warmer) make(k warmKey, spec sandbox.Spec, build *warmBuild) (_ *snapshot.Snapshot, err error) {
 	began := time.Now()
 	shape := bareSpec(spec, warmPurpose)
 	shape.ColdStart, shape.Network = true, sandbox.Policy{Mode: sandbox.ModeNone}
-	view, err := w.m.Create(w.m.closing, id, shape)
+	view, err := w.m.Create(w.m.closing, build.id, shape)
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +308,7 @@ func (w *warmer) make(k warmKey, spec sandbox.Spec, id sandbox.ID) (_ *snapshot.
 	var t *still
 	err = b.ask(w.m.life, sandbox.Snapshot, true, func() error {
 		var err error
-		t, err = b.writeWarm(k)
+		t, err = b.writeWarm(k, build.ready)
 		return err
 	})
 	if err != nil {
@@ -280,7 +316,7 @@ func (w *warmer) make(k warmKey, spec sandbox.Spec, id sandbox.ID) (_ *snapshot.
 	}
 	w.m.stock.add(t)
 	w.m.p.Log.Info("template is warm", slog.String("template", spec.Template), slog.Int("vcpus", spec.VCPUs),
-		slog.Int("memory_mb", spec.MemoryMB), slog.String("snapshot", t.snap.ID), slog.Duration("took", time.Since(began)))
+		slog.Int("memory_mb", spec.MemoryMB), slog.String("ready", string(build.ready)), slog.String("snapshot", t.snap.ID), slog.Duration("took", time.Since(began)))
 	return t.snap, nil
 }
 
@@ -292,8 +328,12 @@ func bareSpec(shape sandbox.Spec, purpose string) sandbox.Spec {
 	}
 }
 
-// writeWarm writes the sandbox down as a warm template. It does not go on.
-func (b *box) writeWarm(k warmKey) (*still, error) {
+// writeWarm writes the sandbox down as a warm template, when something is up in
+// it. It does not go on.
+func (b *box) writeWarm(k warmKey, ready snapshot.Ready) (*still, error) {
+	if err := b.getReady(ready); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(b.life, warmTime)
 	defer cancel()
 	b.exercise(ctx)
@@ -310,7 +350,7 @@ func (b *box) writeWarm(k warmKey) (*still, error) {
 	if err != nil {
 		return nil, errors.Join(err, t.drop())
 	}
-	return t.publish(ctx, b.m, snapshot.Manifest{Kind: snapshot.Warm})
+	return t.publish(ctx, b.m, snapshot.Manifest{Kind: snapshot.Warm, Ready: ready})
 }
 
 // exercise has the guest do once what its copies are asked first, so that they

@@ -39,9 +39,9 @@ func TestWarmCreateIsACopy(t *testing.T) {
 	testenv.CheckGoroutines(t)
 	w := newWorld(t)
 	h := start(t, w)
-	warm, err := h.WarmTemplate(h.c, plain)
+	warm, err := h.WarmTemplate(h.c, plain, "")
 	h.must(err)
-	if again, err := h.WarmTemplate(h.c, plain); err != nil || again.ID != warm.ID {
+	if again, err := h.WarmTemplate(h.c, plain, ""); err != nil || again.ID != warm.ID {
 		t.Errorf("again: %v, %v", again, err)
 	}
 	w.checkEmpty(t) // the machine that was copied is gone
@@ -96,7 +96,7 @@ func TestWarmStartFallsBack(t *testing.T) {
 			w := newWorld(t)
 			br := &breaker{}
 			h := start(t, w, func(p *Params) { p.Break = br.hook })
-			_, err := h.WarmTemplate(h.c, plain)
+			_, err := h.WarmTemplate(h.c, plain, "")
 			h.must(err)
 			br.mu.Lock()
 			br.step = "create " + s.name
@@ -119,7 +119,7 @@ func TestWarmTemplatesStayWithinTheirBudgets(t *testing.T) {
 	h := start(t, w, func(p *Params) { p.Warm = Warm{MemoryMB: 1, DiskMB: 2} })
 	var ids []string
 	for _, mb := range []int{128, 129, 130} { // each has a chunk of memory and one of state
-		s, err := h.WarmTemplate(h.c, sandbox.Spec{VCPUs: 1, MemoryMB: mb, DiskMB: 64})
+		s, err := h.WarmTemplate(h.c, sandbox.Spec{VCPUs: 1, MemoryMB: mb, DiskMB: 64}, "")
 		h.must(err)
 		ids = append(ids, s.ID)
 	}
@@ -301,7 +301,7 @@ func TestAMachineRestsBeforeItIsCopied(t *testing.T) {
 		}
 	})
 	began := time.Now()
-	_, err := h.WarmTemplate(h.c, plain)
+	_, err := h.WarmTemplate(h.c, plain, "")
 	h.must(err)
 	if took := time.Since(began); took < rest {
 		t.Errorf("it rested for less than %v", took)
@@ -340,7 +340,7 @@ func TestARestIsTakenBack(t *testing.T) {
 		return before, nil
 	}
 	h.s.mu.Unlock()
-	if _, err := h.WarmTemplate(h.c, plain); err == nil || !strings.Contains(err.Error(), "no room") {
+	if _, err := h.WarmTemplate(h.c, plain, ""); err == nil || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("error = %v", err)
 	}
 	w.checkEmpty(t)

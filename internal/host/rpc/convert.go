@@ -287,7 +287,7 @@ func statsTo(s Stats) *hostagentv1.GetStatsResponse {
 func defaultsOf(m *hostagentv1.TemplateDefaults) TemplateDefaults {
 	return TemplateDefaults{
 		Env: m.GetEnv(), User: m.GetUser(), Cwd: m.GetCwd(),
-		VCPUs: int(m.GetVcpus()), MemoryMB: int(m.GetMemoryMb()),
+		VCPUs: int(m.GetVcpus()), MemoryMB: int(m.GetMemoryMb()), DiskMB: int(m.GetDiskSizeMb()),
 	}
 }
 
@@ -303,6 +303,7 @@ func templateTo(t TemplateInfo) *hostagentv1.Template {
 		Cmd:           t.Cmd,
 		Vcpus:         int32(t.VCPUs),
 		MemoryMb:      int32(t.MemoryMB),
+		DiskSizeMb:    int32(t.DiskMB),
 		SizeBytes:     t.SizeBytes,
 		DiskBytes:     t.DiskBytes,
 		CreatedAtUnix: unixSeconds(t.CreatedAt),

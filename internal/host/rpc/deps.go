@@ -54,9 +54,10 @@ type Host interface {
 
 // TemplateDefaults override what an image says. Zero values leave it.
 type TemplateDefaults struct {
-	Env             map[string]string
-	User, Cwd       string
-	VCPUs, MemoryMB int
+	Env       map[string]string
+	User, Cwd string
+
+	VCPUs, MemoryMB, DiskMB int
 }
 
 // BuildTemplate asks for a template. Exactly one of Recipe, Reference and
@@ -100,8 +101,9 @@ type Templates interface {
 
 // Snapshots copies sandboxes, and keeps copies. It is *lifecycle.Manager.
 type Snapshots interface {
-	// WarmTemplate makes a template warm in the shape of a spec.
-	WarmTemplate(ctx context.Context, spec sandbox.Spec) (*snapshot.Snapshot, error)
+	// WarmTemplate makes a template warm in the shape of a spec, with something
+	// up in it.
+	WarmTemplate(ctx context.Context, spec sandbox.Spec, ready snapshot.Ready) (*snapshot.Snapshot, error)
 	// Fork makes count running copies of a sandbox, or none.
 	Fork(ctx context.Context, id sandbox.ID, count int) (lifecycle.Forked, error)
 	// CreateSnapshot writes a sandbox down under a name; stopped is how long it

@@ -86,6 +86,7 @@ func snapshotTo(v lifecycle.SnapshotView) *hostagentv1.Snapshot {
 		VmmVersion:       v.Fits.VMMVersion,
 		Accel:            v.Fits.Accel,
 		KernelId:         v.Fits.KernelID,
+		Ready:            string(v.Ready),
 	}
 }
 
@@ -93,7 +94,7 @@ func snapshotTo(v lifecycle.SnapshotView) *hostagentv1.Snapshot {
 func templateOfSnapshot(v lifecycle.SnapshotView) *hostagentv1.Template {
 	return &hostagentv1.Template{
 		Name: v.Name, ImageDigest: v.ImageDigest, Source: "snapshot of " + string(v.Source),
-		Env: v.Env, User: v.User, Cwd: v.Cwd, Vcpus: int32(v.Fits.VCPUs), MemoryMb: int32(v.Fits.MemoryMB),
+		Env: v.Env, User: v.User, Cwd: v.Cwd, Vcpus: int32(v.Fits.VCPUs), MemoryMb: int32(v.Fits.MemoryMB), DiskSizeMb: int32(v.DiskMB),
 		SizeBytes: sizeOf(v.Manifest), DiskBytes: v.Stored(), CreatedAtUnix: unixSeconds(v.CreatedAt), SnapshotId: v.ID,
 	}
 }

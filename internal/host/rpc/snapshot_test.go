@@ -24,8 +24,8 @@ type stills struct {
 	forced bool
 }
 
-func (s *stills) WarmTemplate(_ context.Context, spec sandbox.Spec) (*snapshot.Snapshot, error) {
-	return &snapshot.Snapshot{Manifest: snapshot.Manifest{ID: "sn-w", DiskMB: spec.DiskMB, Fits: snapshot.Fits{VCPUs: spec.VCPUs, MemoryMB: spec.MemoryMB}}}, nil
+func (s *stills) WarmTemplate(_ context.Context, spec sandbox.Spec, ready snapshot.Ready) (*snapshot.Snapshot, error) {
+	return &snapshot.Snapshot{Manifest: snapshot.Manifest{ID: "sn-w", Ready: ready, DiskMB: spec.DiskMB, Fits: snapshot.Fits{VCPUs: spec.VCPUs, MemoryMB: spec.MemoryMB}}}, nil
 }
 
 func (s *stills) Fork(_ context.Context, id sandbox.ID, count int) (lifecycle.Forked, error) {
@@ -128,6 +128,22 @@ func TestSnapshots(t *testing.T) {
 	w.snapshotsAmongTemplates(t)
 	if _, err := c.DeleteSnapshot(ctx, connect.NewRequest(&hostagentv1.DeleteSnapshotRequest{Snapshot: "ready", Force: true})); err != nil || !w.stills.forced {
 		t.Errorf("forced %v: %v", w.stills.forced, err)
+	}
+}
+
+func TestWarmTemplate(t *testing.T) {
+	w := newWorld(t)
+	c, ctx := hostagentv1connect.NewTemplateServiceClient(w.client(t, false), w.url()), testenv.Context(t)
+	res, err := c.WarmTemplate(ctx, connect.NewRequest(&hostagentv1.WarmTemplateRequest{Name: "docker", Vcpus: 2, MemoryMb: 1024, DiskSizeMb: 64, Ready: "docker"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &hostagentv1.WarmTemplateResponse{SnapshotId: "sn-w", Vcpus: 2, MemoryMb: 1024, DiskSizeMb: 64, Ready: "docker"}
+	if d := cmp.Diff(want, res.Msg, protocmp.Transform()); d != "" {
+		t.Error(d)
+	}
+	if _, err := c.WarmTemplate(ctx, connect.NewRequest(&hostagentv1.WarmTemplateRequest{Name: "docker", Ready: "postgres"})); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("ready for what nobody knows: %v", err)
 	}
 }
 

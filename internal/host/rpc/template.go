@@ -13,6 +13,7 @@ import (
 	hostagentv1 "github.com/hutch-run/hutch/gen/hostagent/v1"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
+	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -141,13 +142,13 @@ func (t *templates) RemoveTemplate(ctx context.Context, r *connect.Request[hosta
 func (t *templates) WarmTemplate(ctx context.Context, r *connect.Request[hostagentv1.WarmTemplateRequest]) (*connect.Response[hostagentv1.WarmTemplateResponse], error) {
 	s, err := t.snapshots.WarmTemplate(ctx, sandbox.Spec{
 		Template: r.Msg.GetName(), VCPUs: int(r.Msg.GetVcpus()), MemoryMB: int(r.Msg.GetMemoryMb()), DiskMB: int(r.Msg.GetDiskSizeMb()),
-	})
+	}, snapshot.Ready(r.Msg.GetReady()))
 	if err != nil {
 		return nil, err
 	}
 	res := &hostagentv1.WarmTemplateResponse{
 		SnapshotId: s.ID, Vcpus: int32(s.Fits.VCPUs), MemoryMb: int32(s.Fits.MemoryMB), DiskSizeMb: int32(s.DiskMB),
-		MemoryBytes: s.Memory.Stored, DiskBytes: s.Stored(),
+		MemoryBytes: s.Memory.Stored, DiskBytes: s.Stored(), Ready: string(s.Ready),
 	}
 	return connect.NewResponse(res), nil
 }

@@ -23,6 +23,15 @@ const (
 	Hibernation Kind = "hibernation" // a sandbox that sleeps
 )
 
+// Ready is what was up in the machine of a warm snapshot, beside its agent.
+type Ready string
+
+// What can be. The zero value is nothing.
+const (
+	ReadyDocker     Ready = "docker"
+	ReadyKubernetes Ready = "kubernetes"
+)
+
 // Manifest says what a snapshot is and what it fits. It never changes.
 type Manifest struct {
 	Version   int       `json:"version"`
@@ -31,6 +40,8 @@ type Manifest struct {
 	CreatedAt time.Time `json:"created_at"`
 	// Name is that of a named snapshot, and no template's.
 	Name string `json:"name,omitempty"`
+	// Ready is set for warm ones only.
+	Ready Ready `json:"ready,omitempty"`
 
 	Fits Fits `json:"fits"`
 
