@@ -54,7 +54,7 @@ func rules() []rule {
 		{"internal/host/daemon", []string{"internal/host/...", "internal/rpcx/...", "internal/proc"}, "the only composition root of the host"},
 		{"internal/host/rpc", []string{
 			"gen/...", "internal/rpcx/...", "internal/host/lifecycle", "internal/host/auth", "internal/host/proxy",
-			"internal/host/guestconn", "internal/host/template", "internal/host/events", "internal/host/snapshot",
+			"internal/host/guestconn", "internal/host/template", "internal/host/events", "internal/host/snapshot", "internal/host/ports",
 		}, "handlers convert, call, convert; the API is one handler, so the proxy and the callers' rights are put together here"},
 		{"internal/host/proxy", []string{"internal/link", "internal/rpcx", "internal/host/lifecycle", "internal/host/guestconn", "internal/host/relay", "internal/host/auth", "gen/..."}, "the proxy reaches guests through lifecycle"},
 		{"internal/host/dockersock", []string{"internal/link", "internal/host/lifecycle", "internal/host/guestconn", "internal/host/relay", "internal/host/events"}, "like the proxy; ports of the host come through an interface"},
@@ -84,6 +84,7 @@ func rules() []rule {
 		leaf("internal/host/store"),
 		leaf("internal/host/events"),
 		leaf("internal/host/metrics"),
+		leaf("internal/host/ports", "internal/host/relay"), // which carries bytes and knows nothing
 
 		{"internal/guest/agent", []string{"internal/guest/...", "internal/link", "internal/rpcx"}, "the composition root of the guest"},
 		{"internal/guest/rpc", []string{"gen/...", "internal/rpcx", "internal/guest/..."}, "handlers convert, call, convert"},
