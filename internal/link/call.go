@@ -30,6 +30,10 @@ const (
 	// CallClock reads the guest's clock, and corrects it:
 	// hutch.guest.v1.ClockRequest to one ClockResponse.
 	CallClock = "clock"
+	// CallPorts tells what the guest publishes, without a request: any number of
+	// arcbox.v1.WatchPortsResponse, none as long as nothing in there could
+	// publish anything.
+	CallPorts = "ports"
 )
 
 // CallFunc answers a call by any number of replies; send waits when the host

@@ -21,6 +21,7 @@ import (
 	"github.com/hutch-run/hutch/internal/guest/files/filesrpc"
 	"github.com/hutch-run/hutch/internal/guest/identity"
 	"github.com/hutch-run/hutch/internal/guest/mapped"
+	"github.com/hutch-run/hutch/internal/guest/ports"
 	"github.com/hutch-run/hutch/internal/guest/power"
 	"github.com/hutch-run/hutch/internal/guest/process"
 	"github.com/hutch-run/hutch/internal/guest/process/processrpc"
@@ -48,7 +49,10 @@ func Serve() error {
 	// ordinary is not told.
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	settle(log)
-	a := &agent{log: log, console: newConsole(), built: make(chan struct{}), accounts: account.NewFiles("/"), clock: clock.New(clock.System(log), log)}
+	a := &agent{
+		log: log, console: newConsole(), built: make(chan struct{}), accounts: account.NewFiles("/"),
+		clock: clock.New(clock.System(log), log), ports: ports.New(log),
+	}
 	a.identity = keepIdentity(identity.New(identity.Params{
 		Kernel: identity.System(), Links: identity.NetlinkLinks(), Clock: a.clock, Log: log,
 	}), defaultsFile, log)
@@ -65,7 +69,7 @@ func Serve() error {
 		Hello: link.Hello{AgentVersion: version.Version}, Log: log,
 		Calls: map[string]link.CallFunc{
 			link.CallConfigure: rpc.Configure(version.Version, a), link.CallStart: a.start, link.CallQuiesce: rpc.Quiesce(a),
-			link.CallClock: rpc.ReadClock(a.clock),
+			link.CallClock: rpc.ReadClock(a.clock), link.CallPorts: rpc.TellPorts(a.ports),
 		},
 	})
 	if err != nil {
@@ -102,6 +106,7 @@ type agent struct {
 	clock    *clock.Clock
 	identity *keptIdentity
 	quiet    *quiesce.Quiet
+	ports    *ports.Board
 	table    *process.Table
 	files    *files.Store
 	services *supervise.Supervisor
@@ -165,6 +170,7 @@ func (a *agent) run(listener net.Listener) error {
 	running.Wait()
 	a.services.Close()
 	a.quiet.Close()
+	a.ports.Close()
 	return err
 }
 
@@ -201,6 +207,6 @@ func (a *agent) handler() http.Handler {
 	return rpc.New(rpc.Params{
 		Log: a.log, Version: version.Version, Clock: a.clock, Info: sysinfo.Reader{Root: "/"},
 		Power: a.power, Mapped: mapped.New("/"), TestFeatures: a.identity.TestFeatures, Mounts: mounts,
-		Runtime: a.runtime, Logs: logs{a},
+		Runtime: a.runtime, Logs: logs{a}, Ports: a.ports,
 	})
 }

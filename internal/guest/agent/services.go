@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/hutch-run/hutch/internal/guest/boot"
+	"github.com/hutch-run/hutch/internal/guest/ports"
 	"github.com/hutch-run/hutch/internal/guest/process"
 	"github.com/hutch-run/hutch/internal/guest/quiesce"
 	"github.com/hutch-run/hutch/internal/guest/runtime"
@@ -28,7 +29,9 @@ func newConsole() *slog.Logger {
 // somebody asks, unless a server before left some running.
 func (a *agent) buildServices() {
 	a.services = supervise.New(supervise.Params{Cgroups: boot.ServiceCgroup, Dir: servicesDir, Gate: a.quiet, Log: a.console})
-	a.runtime = runtime.New(runtime.Params{Supervisor: a.services, Env: a.identity.Env, Log: a.log})
+	a.runtime = runtime.New(runtime.Params{Supervisor: a.services, Env: a.identity.Env, Log: a.log, Started: func() {
+		a.ports.Start("docker", ports.NewDocker(dockerSocket, a.log))
+	}})
 	if a.identity.restarted && a.runtime.Left() {
 		if err := a.runtime.Define(); err != nil {
 			a.log.Warn("take services over", "error", err)

@@ -15,11 +15,6 @@ func (s *agentService) noKubernetes() error {
 		"start it by a command in the sandbox", s.p.Version)
 }
 
-// WatchPorts is not in this version.
-func (s *agentService) WatchPorts(context.Context, *connect.Request[arcboxv1.WatchPortsRequest], *connect.ServerStream[arcboxv1.WatchPortsResponse]) error {
-	return fault.New(fault.Unimplemented, "hutch-agent %s does not watch published ports", s.p.Version)
-}
-
 // StartKubernetes is not in this version.
 func (s *agentService) StartKubernetes(context.Context, *connect.Request[arcboxv1.KubernetesStartRequest],
 ) (*connect.Response[arcboxv1.KubernetesStartResponse], error) {

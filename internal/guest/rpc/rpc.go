@@ -57,6 +57,7 @@ type Params struct {
 	Mapped  Mapped
 	Runtime Runtime
 	Logs    Logs
+	Ports   Ports
 	// TestFeatures reports whether what only tests need is on; nil: it is off.
 	TestFeatures func() bool
 	Mounts       []Mount

@@ -71,7 +71,7 @@ func startAgent(t testing.TB) *agent {
 		t: t, ahead: time.Hour, wires: make(chan net.Conn), gone: make(chan struct{}), inputs: map[string]*input{}, docker: filepath.Join(t.TempDir(), "docker.sock"),
 		hello: link.Hello{AgentVersion: "v9", Features: []string{"one", "two"}},
 	}
-	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, DialUDP: link.DialLocalUDP, Sockets: map[string]string{link.SocketDocker: a.docker}, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure, link.CallStart: a.start, link.CallQuiesce: a.quiesce, link.CallClock: a.readClock}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
+	l, err := link.Listen(link.ListenParams{Hello: a.hello, DialTCP: link.DialLocal, DialUDP: link.DialLocalUDP, Sockets: map[string]string{link.SocketDocker: a.docker}, Calls: map[string]link.CallFunc{link.CallConfigure: a.configure, link.CallStart: a.start, link.CallQuiesce: a.quiesce, link.CallClock: a.readClock, link.CallPorts: a.tellPorts}, Open: func(ctx context.Context) (io.ReadWriteCloser, error) {
 		select {
 		case c := <-a.wires:
 			return wire{c}, nil

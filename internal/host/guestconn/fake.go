@@ -38,6 +38,8 @@ type Fake struct {
 	// OnDialDocker and OnDialUDP are the same for DialDocker and DialUDP.
 	OnDialDocker func(ctx context.Context) (net.Conn, error)
 	OnDialUDP    func(ctx context.Context, port uint16) (net.Conn, error)
+	// OnWatchPorts, when not nil, is WatchPorts. Else nothing is published.
+	OnWatchPorts func(ctx context.Context, each func(PortEvent) error) error
 	// Used and Total are what Memory returns.
 	Used, Total uint64
 	// OnEnsureRuntime, when not nil, answers EnsureRuntime; else Docker was up
@@ -251,6 +253,18 @@ func (f *Fake) DialUDP(ctx context.Context, port uint16) (net.Conn, error) {
 		return nil, fault.New(fault.Unavailable, "UDP port %d of guest: there is none", port)
 	}
 	return f.OnDialUDP(ctx, port)
+}
+
+// WatchPorts implements Guest.
+func (f *Fake) WatchPorts(ctx context.Context, each func(PortEvent) error) error {
+	if err := f.enter(ctx, "WatchPorts"); err != nil {
+		return err
+	}
+	if f.OnWatchPorts != nil {
+		return f.OnWatchPorts(ctx, each)
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 // Close implements Guest.

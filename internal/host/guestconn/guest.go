@@ -20,6 +20,11 @@ type Guest interface {
 	Memory(ctx context.Context) (used, total uint64, err error)
 	// Trim has the guest give back the blocks that its filesystems do not use.
 	Trim(ctx context.Context) (Trimmed, error)
+	// WatchPorts has the guest tell each which of its ports are published: all of
+	// now, and what changes. It returns when ctx ends, when each fails, or when
+	// the guest is lost. An agent that can't is fault.Denied. A guest without
+	// Docker and Kubernetes says nothing, and nothing is sent.
+	WatchPorts(ctx context.Context, each func(PortEvent) error) error
 }
 
 // Agent is what hutchd has a guest agent do for the life of its machine.

@@ -191,6 +191,7 @@ func TestLooksDoNotWake(t *testing.T) {
 		wants(t, h.KeepAlive(h.c, "sb-1"), fault.Precondition)
 		_, _, err := h.Memory(h.c, "sb-1")
 		wants(t, err, fault.Precondition)
+		wants(t, h.WatchPorts(h.c, "sb-1", nil), fault.Precondition)
 		h.List()
 		_, err = h.Wait(h.c, "sb-1", state)
 		h.must(err)

@@ -528,6 +528,14 @@ func (g *fakeGuest) DialUDP(context.Context, uint16) (net.Conn, error) {
 	return nil, errors.New("the fake has no ports")
 }
 
+func (g *fakeGuest) WatchPorts(ctx context.Context, each func(guestconn.PortEvent) error) error {
+	if err := each(guestconn.PortEvent{Kind: guestconn.PortsSynced}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 func (g *fakeGuest) Close() error {
 	g.once.Do(func() { close(g.closed) })
 	return nil
