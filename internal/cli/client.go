@@ -70,6 +70,7 @@ type client struct {
 	templates hostagentv1connect.TemplateServiceClient
 	snapshots hostagentv1connect.SnapshotServiceClient
 	machine   hostagentv1connect.HostServiceClient
+	ports     hostagentv1connect.PortServiceClient
 }
 
 func (a *App) client() (*client, error) {
@@ -102,6 +103,7 @@ func (a *App) client() (*client, error) {
 	c.sandboxes = hostagentv1connect.NewSandboxServiceClient(c.http, t.base, c.options...)
 	c.templates = hostagentv1connect.NewTemplateServiceClient(c.http, t.base, c.options...)
 	c.snapshots = hostagentv1connect.NewSnapshotServiceClient(c.http, t.base, c.options...)
+	c.ports = hostagentv1connect.NewPortServiceClient(c.http, t.base, c.options...)
 	c.machine = hostagentv1connect.NewHostServiceClient(c.http, t.base, c.options...)
 	return c, nil
 }

@@ -19,9 +19,12 @@ import (
 func (a *App) portCommand() *cobra.Command {
 	var address string
 	c := &cobra.Command{
-		Use:     "port SANDBOX [LOCAL:]PORT...",
-		Short:   "Forward local TCP ports to ports of a sandbox, until interrupted",
-		Example: "  hutch port sb-12 8080\n  hutch port sb-12 9000:80 5432",
+		Use:   "port SANDBOX [LOCAL:]PORT...",
+		Short: "Forward local TCP ports to ports of a sandbox, until interrupted; or list published ones",
+		Long: "Forward local TCP ports to ports of a sandbox, until interrupted.\n\n" +
+			"What containers and Kubernetes Services in a sandbox publish is open on the host\n" +
+			"of hutchd without this command: hutch port ls lists it.",
+		Example: "  hutch port sb-12 8080\n  hutch port sb-12 9000:80 5432\n  hutch port ls sb-12",
 		Args:    cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, id, err := a.sandbox(cmd.Context(), args[0])
@@ -32,6 +35,7 @@ func (a *App) portCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&address, "address", "127.0.0.1", "local address to listen on")
+	c.AddCommand(a.portLsCommand())
 	return c
 }
 

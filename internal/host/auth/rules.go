@@ -49,6 +49,7 @@ func hostRules() map[string]Role {
 		"/hostagent.v1.SnapshotService/ListSnapshots":                    Read,
 		"/hostagent.v1.SnapshotService/VerifySnapshot":                   Admin,
 		"/hostagent.v1.SnapshotService/DeleteSnapshot":                   Admin,
+		"/hostagent.v1.PortService/ListPorts":                            Read,
 		"/hostagent.v1.HostService/GetHostInfo":                          Read,
 		"/hostagent.v1.HostService/Diagnose":                             Read,
 		"/grpc.health.v1.Health/Check":                                   Public,

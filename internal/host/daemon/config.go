@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/hutch-run/hutch/internal/host/ports"
 )
 
 // DefaultConfigFile is read when there is one and no other is named.
@@ -41,6 +43,7 @@ type Config struct {
 	Limits LimitsConfig `toml:"limits"`
 	Slots  SlotsConfig  `toml:"slots"`
 	Warm   WarmConfig   `toml:"warm"`
+	Ports  PortsConfig  `toml:"ports"`
 }
 
 // LimitsConfig bounds what sandboxes take of the host. Zero: see each.
@@ -70,6 +73,13 @@ type WarmConfig struct {
 	Spares int `toml:"spares"`
 }
 
+// PortsConfig is about the ports of the host that containers and Services in
+// sandboxes publish.
+type PortsConfig struct {
+	Bind       string `toml:"bind"`       // "loopback", "any", "none"
+	Privileged bool   `toml:"privileged"` // ports below 1024 too
+}
+
 // DefaultConfig is what hutchd does when told nothing.
 func DefaultConfig() Config {
 	return Config{
@@ -81,6 +91,7 @@ func DefaultConfig() Config {
 		Limits: LimitsConfig{MinFreeMemoryMB: 256, MinFreeDiskMB: 512},
 		Slots:  SlotsConfig{Prepared: 2},
 		Warm:   WarmConfig{Auto: true, MemoryMB: 2048, DiskMB: 20480, Spares: 1},
+		Ports:  PortsConfig{Bind: string(ports.Loopback)},
 	}
 }
 
@@ -126,6 +137,9 @@ func (c Config) finish() (Config, error) {
 	}
 	if c.VMM != "qemu" {
 		return c, fmt.Errorf("vmm %q: this hutchd knows only qemu", c.VMM)
+	}
+	if !slices.Contains(ports.Binds(), ports.Bind(c.Ports.Bind)) {
+		return c, fmt.Errorf("ports.bind %q: want loopback, any or none", c.Ports.Bind)
 	}
 	if !slices.Contains([]string{"auto", "kvm", "tcg"}, c.Accel) {
 		return c, fmt.Errorf("accel %q: want auto, kvm or tcg", c.Accel)

@@ -30,6 +30,9 @@ max_sandboxes = 7
 [slots]
 prepared = 0
 dns = ["192.0.2.53"]
+[ports]
+bind = "any"
+privileged = true
 `)
 	c, err := ReadConfig(path)
 	if err != nil {
@@ -39,6 +42,7 @@ dns = ["192.0.2.53"]
 	want.Root, want.Accel, want.StopVMs = "/srv/hutch", "tcg", true
 	want.Listen = []string{"unix:/run/h.sock", "tcp:127.0.0.1:7070"}
 	want.Limits.MaxSandboxes, want.Slots = 7, SlotsConfig{DNS: []string{"192.0.2.53"}}
+	want.Ports = PortsConfig{Bind: "any", Privileged: true}
 	if d := cmp.Diff(want, c); d != "" {
 		t.Error(d)
 	}
@@ -63,14 +67,15 @@ func TestFlagsWinOverTheFile(t *testing.T) {
 
 func TestBadConfigSaysWhatIsWanted(t *testing.T) {
 	for content, say := range map[string]string{
-		"vmm = \"bhyve\"\n":        "qemu",
-		"accel = \"fast\"\n":       "auto, kvm or tcg",
-		"tls_cert = \"x\"\n":       "tls_key",
-		"log_level = \"loud\"\n":   "debug, info, warn or error",
-		"log_format = \"xml\"\n":   "text or json",
-		"no_such_key = 1\n":        "no_such_key",
-		"[limits]\nmax_typo = 1\n": "max_typo",
-		"root = \n":                "hutchd.toml",
+		"vmm = \"bhyve\"\n":         "qemu",
+		"accel = \"fast\"\n":        "auto, kvm or tcg",
+		"tls_cert = \"x\"\n":        "tls_key",
+		"log_level = \"loud\"\n":    "debug, info, warn or error",
+		"log_format = \"xml\"\n":    "text or json",
+		"[ports]\nbind = \"lan\"\n": "loopback, any or none",
+		"no_such_key = 1\n":         "no_such_key",
+		"[limits]\nmax_typo = 1\n":  "max_typo",
+		"root = \n":                 "hutchd.toml",
 	} {
 		path := writeConfig(t, content)
 		c, err := ReadConfig(path)

@@ -21,6 +21,7 @@ import (
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
 	"github.com/hutch-run/hutch/internal/host/metrics"
 	"github.com/hutch-run/hutch/internal/host/network"
+	"github.com/hutch-run/hutch/internal/host/ports"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/host/store"
 	"github.com/hutch-run/hutch/internal/host/template"
@@ -52,6 +53,7 @@ type parts struct {
 	driver    *qemu.Driver
 	metrics   *metrics.Metrics
 	sandboxes *lifecycle.Manager
+	ports     *ports.Table
 
 	// closing ends what was built, last first.
 	closing undo.Stack
@@ -61,7 +63,7 @@ type parts struct {
 func build(ctx context.Context, cfg Config, log *slog.Logger) (*parts, error) {
 	p := &parts{cfg: cfg, log: log}
 	for _, step := range []func(context.Context) error{
-		p.openStore, p.openKernels, p.openNetwork, p.openDriver, p.openSandboxes,
+		p.openStore, p.openKernels, p.openNetwork, p.openDriver, p.openSandboxes, p.openPorts,
 	} {
 		err := step(ctx)
 		if cause := context.Cause(ctx); err == nil && cause != nil {

@@ -65,6 +65,10 @@ func (p *parts) run(ctx context.Context) error {
 		p.log.Warn("collect kernel packs", "error", err)
 	}
 	p.network.Prepare(p.cfg.Slots.Prepared)
+	closePorts, err := p.followStates()
+	if err != nil {
+		return errors.Join(err, closeAll(listeners), api.Close(), p.stopSandboxes(ctx))
+	}
 
 	failed := make(chan error, len(listeners))
 	var serving sync.WaitGroup
@@ -85,7 +89,7 @@ func (p *parts) run(ctx context.Context) error {
 	notify(p.log, systemd.SdNotifyStopping)
 	err = errors.Join(err, p.drain(ctx, server, api))
 	serving.Wait()
-	return errors.Join(err, p.stopSandboxes(ctx))
+	return errors.Join(err, closePorts(), p.stopSandboxes(ctx))
 }
 
 func (p *parts) ready(started time.Time) {
@@ -151,6 +155,7 @@ func (p *parts) api(started time.Time) (*rpc.API, error) {
 		Sandboxes: p.sandboxes,
 		Templates: templates{p},
 		Snapshots: p.sandboxes,
+		Ports:     p.ports,
 		Host:      host{p, started},
 		Subscribe: p.events.Subscribe,
 		LogPath: func(id sandbox.ID, source rpc.LogSource) string {

@@ -270,7 +270,7 @@ func newWorld(t *testing.T, change ...func(*Params)) *world {
 	w := &world{boxes: &boxes{changed: make(chan struct{}), events: log, exec: shell}, shelf: &shelf{}, stills: &stills{}, logs: t.TempDir()}
 	m := metrics.New(metrics.Params{Version: "1", Snapshot: func() metrics.Levels { return metrics.Levels{} }})
 	p := Params{
-		Sandboxes: w.boxes, Templates: w.shelf, Snapshots: w.stills, Host: fakeHost{}, Subscribe: log.Subscribe,
+		Sandboxes: w.boxes, Templates: w.shelf, Snapshots: w.stills, Ports: published{}, Host: fakeHost{}, Subscribe: log.Subscribe,
 		LogPath: func(id sandbox.ID, s LogSource) string { return filepath.Join(w.logs, string(id)+"-"+string(s)+".log") },
 		Trim: func(context.Context, sandbox.ID) (lifecycle.Trimmed, error) {
 			return lifecycle.Trimmed{Guest: 5, Host: 3, Detail: "/: 5 bytes"}, nil

@@ -36,6 +36,7 @@ type Params struct {
 	Sandboxes lifecycle.Sandboxes
 	Templates Templates
 	Snapshots Snapshots
+	Ports     Ports
 	Host      Host
 	// Subscribe opens the event log at a cursor.
 	Subscribe func(after int64) (*events.Reader, error)
@@ -119,7 +120,7 @@ func New(p Params) (*API, error) {
 }
 
 func (p Params) check() error {
-	if p.Sandboxes == nil || p.Templates == nil || p.Snapshots == nil || p.Host == nil || p.Subscribe == nil ||
+	if p.Sandboxes == nil || p.Templates == nil || p.Snapshots == nil || p.Ports == nil || p.Host == nil || p.Subscribe == nil ||
 		p.LogPath == nil || p.Stats == nil || p.Trim == nil || p.Log == nil {
 		return errors.New("rpc: a needed field of Params is not set")
 	}
@@ -152,6 +153,7 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 	names := []string{
 		hostagentv1connect.HostAgentServiceName, hostagentv1connect.SandboxServiceName,
 		hostagentv1connect.TemplateServiceName, hostagentv1connect.SnapshotServiceName, hostagentv1connect.HostServiceName,
+		hostagentv1connect.PortServiceName,
 	}
 	reflector := grpcreflect.NewStaticReflector(append(names, grpchealth.HealthV1ServiceName)...)
 	services := map[string]http.Handler{}
@@ -162,6 +164,7 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 	}, options))
 	mount(hostagentv1connect.NewTemplateServiceHandler(&templates{p.Templates, p.Sandboxes, p.Snapshots}, options))
 	mount(hostagentv1connect.NewSnapshotServiceHandler(&snapshots{p.Snapshots}, options))
+	mount(hostagentv1connect.NewPortServiceHandler(&portList{p.Ports, p.Sandboxes}, options))
 	mount(hostagentv1connect.NewHostServiceHandler(&host{p.Host, p.Sandboxes}, options))
 	mount(grpchealth.NewHandler(grpchealth.NewStaticChecker(names...), options))
 	mount(grpcreflect.NewHandlerV1(reflector, options))

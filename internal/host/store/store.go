@@ -34,6 +34,7 @@ const (
 	diskName    = "data.img"
 	consoleName = "console.log"
 	vmmLogName  = "vmm.log"
+	portsName   = "ports.json"
 
 	newPrefix   = ".new-"
 	trashPrefix = "sandbox."
@@ -112,6 +113,9 @@ func (s *Store) DataDisk(id sandbox.ID) string { return filepath.Join(s.Dir(id),
 
 // ConsoleLog returns the path of the log of a sandbox's serial console.
 func (s *Store) ConsoleLog(id sandbox.ID) string { return filepath.Join(s.Dir(id), consoleName) }
+
+// Ports returns the path of what package ports keeps of a sandbox.
+func (s *Store) Ports(id sandbox.ID) string { return filepath.Join(s.Dir(id), portsName) }
 
 // VMMLog returns the path of the log of what a sandbox's VMM says.
 func (s *Store) VMMLog(id sandbox.ID) string { return filepath.Join(s.Dir(id), vmmLogName) }
