@@ -65,7 +65,7 @@ func Serve() error {
 	// The host connects and configures while the rest of the boot goes on; its
 	// requests wait to be accepted until that is over.
 	listener, err := link.Listen(link.ListenParams{
-		Open: a.openPort, DialTCP: link.DialLocal, DialUDP: link.DialLocalUDP, Sockets: map[string]string{link.SocketDocker: dockerSocket},
+		Open: a.openPort, DialTCP: a.dialTCP, DialUDP: a.dialUDP, Sockets: map[string]string{link.SocketDocker: dockerSocket},
 		Hello: link.Hello{AgentVersion: version.Version}, Log: log,
 		Calls: map[string]link.CallFunc{
 			link.CallConfigure: rpc.Configure(version.Version, a), link.CallStart: a.start, link.CallQuiesce: rpc.Quiesce(a),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 )
@@ -21,6 +22,9 @@ type Binding struct {
 	HostPort      uint16 // 0: any that is free
 	Protocol      string // "tcp" or "udp"
 	HostIP        string // empty: every address
+	// Way is where in this machine a connection to HostPort is to go when that is
+	// not its usual way. It is told to nobody but Board.Way.
+	Way netip.AddrPort
 }
 
 // Owner is who publishes, and all of what.
@@ -125,6 +129,25 @@ func (b *Board) Close() {
 	for _, name := range names {
 		b.Stop(name)
 	}
+}
+
+// Way returns where a connection to a published port of this machine is to go,
+// if that is not where the machine itself would look.
+func (b *Board) Way(protocol string, port uint16) (way netip.AddrPort, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, o := range b.owners {
+		for _, bd := range o.Bindings {
+			if bd.Protocol != protocol || bd.HostPort != port {
+				continue
+			}
+			if !bd.Way.IsValid() {
+				return netip.AddrPort{}, false // the usual way is there
+			}
+			way = bd.Way
+		}
+	}
+	return way, way.IsValid()
 }
 
 // AwaitStart returns when the first source was started.

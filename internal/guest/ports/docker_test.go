@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/hutch-run/hutch/internal/testenv"
 )
 
@@ -127,7 +129,7 @@ func (d *dockerd) set(id string, ports ...int) {
 	var c dockerContainer
 	c.ID, c.Name = id, "/"+id+"-name"
 	c.State.Running, c.State.Pid = true, 7
-	c.NetworkSettings.Ports = map[string][]struct{ HostIp, HostPort string }{"9/sctp": nil, "99/tcp": nil}
+	c.NetworkSettings.Ports = dockerPorts{"9/sctp": nil, "99/tcp": nil}
 	for _, p := range ports {
 		c.NetworkSettings.Ports["80/tcp"] = append(c.NetworkSettings.Ports["80/tcp"],
 			struct{ HostIp, HostPort string }{"0.0.0.0", fmt.Sprint(p)}, struct{ HostIp, HostPort string }{"::", fmt.Sprint(p)})
@@ -332,5 +334,48 @@ func TestDockerContainerBetweenTwoLives(t *testing.T) {
 	}
 	if o := c.owner("x"); len(o.Bindings) != 0 || o.Name != "web" {
 		t.Errorf("publishes %v", o)
+	}
+}
+
+// TestDockerWithoutItsProxy publishes nothing over IPv6.
+func TestDockerWithoutItsProxy(t *testing.T) {
+	var c dockerContainer
+	b := []byte(`{"Id":"x","State":{"Running":true,"Pid":7},
+		"HostConfig":{"PortBindings":{
+			"80/tcp":[{"HostIp":"","HostPort":"8080"},{"HostIp":"127.0.0.1","HostPort":"8081"},{"HostIp":"::1","HostPort":"8082"}],
+			"53/udp":[{"HostIp":"127.0.0.1","HostPort":"53"}],
+			"90/tcp":[{"HostIp":"","HostPort":""}]}},
+		"NetworkSettings":{"Networks":{"bridge":{"IPAddress":"172.17.0.2"}},"Ports":{
+			"80/tcp":[{"HostIp":"0.0.0.0","HostPort":"8080"},{"HostIp":"127.0.0.1","HostPort":"8081"}],
+			"53/udp":[{"HostIp":"127.0.0.1","HostPort":"53"}],
+			"90/tcp":[{"HostIp":"0.0.0.0","HostPort":"49153"}]}}}`)
+	if err := json.Unmarshal(b, &c); err != nil {
+		t.Fatal(err)
+	}
+	o := c.owner("x")
+	var got []string
+	for _, b := range o.Bindings {
+		got = append(got, fmt.Sprintf("%s %s %d %d %v", b.Protocol, b.HostIP, b.HostPort, b.ContainerPort, b.Way))
+	}
+	want := []string{
+		"tcp 0.0.0.0 8080 80 invalid AddrPort", "tcp :: 8080 80 invalid AddrPort", "tcp 127.0.0.1 8081 80 invalid AddrPort",
+		"tcp ::1 8082 80 172.17.0.2:80", "tcp 0.0.0.0 49153 90 invalid AddrPort", "udp 127.0.0.1 53 53 127.0.0.1:53",
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("publishes (-want +got):\n%s", d)
+	}
+	board, h := New(quiet()), newHand()
+	defer board.Close()
+	board.Start("h", h)
+	(<-h.sink).Set(o)
+	for _, w := range []struct {
+		protocol string
+		port     uint16
+		way      string
+	}{{"tcp", 8080, ""}, {"tcp", 8082, "172.17.0.2:80"}, {"udp", 53, "127.0.0.1:53"}, {"udp", 8082, ""}, {"tcp", 1, ""}} {
+		way, ok := board.Way(w.protocol, w.port)
+		if ok != (w.way != "") || ok && way.String() != w.way {
+			t.Errorf("way to %s port %d: %v, want %q", w.protocol, w.port, way, w.way)
+		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -27,11 +29,18 @@ type dockerContainer struct {
 		Restarting bool
 		Pid        int
 	}
+	HostConfig struct {
+		PortBindings dockerPorts // what was asked for
+	}
 	NetworkSettings struct {
-		// Ports is by "80/tcp"; null where nothing is published.
-		Ports map[string][]struct{ HostIp, HostPort string } //nolint:revive // docker's names
+		Ports    dockerPorts
+		Networks map[string]struct{ IPAddress string }
 	}
 }
+
+// dockerPorts is by "80/tcp"; null where nothing is published. The names are
+// docker's.
+type dockerPorts map[string][]struct{ HostIp, HostPort string }
 
 // owner is what c publishes. A container that is about to be started again
 // counts as running with docker, but has no process.
@@ -40,22 +49,74 @@ func (c dockerContainer) owner(id string) Owner {
 	if !c.State.Running || c.State.Restarting || c.State.Pid == 0 {
 		return o
 	}
-	for name, hosts := range c.NetworkSettings.Ports {
+	o.Bindings = append(c.NetworkSettings.Ports.bindings(), c.overIPv6()...)
+	for i, b := range o.Bindings {
+		// The kernel passes on what is sent to the loopback address alone.
+		if a, err := netip.ParseAddr(b.HostIP); err == nil && a.Is4() && a.IsLoopback() && b.Protocol == "udp" {
+			o.Bindings[i].Way = netip.AddrPortFrom(a, b.HostPort)
+		}
+	}
+	sortBindings(o.Bindings)
+	return o
+}
+
+// bindings returns what p says, for the protocols that can be carried.
+func (p dockerPorts) bindings() (out []Binding) {
+	for name, hosts := range p {
 		number, protocol, _ := strings.Cut(name, "/")
 		port, err := parsePort(number)
 		if err != nil || (protocol != "tcp" && protocol != "udp") {
 			continue // sctp
 		}
 		for _, h := range hosts {
-			at, err := parsePort(h.HostPort)
-			if err != nil {
-				continue
+			if at, err := parsePort(h.HostPort); err == nil {
+				out = append(out, Binding{ContainerPort: port, HostPort: at, Protocol: protocol, HostIP: h.HostIp})
 			}
-			o.Bindings = append(o.Bindings, Binding{ContainerPort: port, HostPort: at, Protocol: protocol, HostIP: h.HostIp})
 		}
 	}
-	sortBindings(o.Bindings)
-	return o
+	return out
+}
+
+// overIPv6 returns what was asked for over IPv6 and docker did not publish: a
+// daemon without its proxy, in a machine without IPv6, does not, while the host
+// may well have it. What asks for every address shares its number with IPv4; of
+// what asks for IPv6 alone the way is the container itself.
+func (c dockerContainer) overIPv6() (out []Binding) {
+	published := c.NetworkSettings.Ports.bindings()
+	for _, b := range c.HostConfig.PortBindings.bindings() {
+		a, err := netip.ParseAddr(b.HostIP)
+		every := b.HostIP == ""
+		if !every && (err != nil || !a.Is6() || a.Is4In6()) {
+			continue
+		}
+		same := func(p Binding, six bool) bool {
+			at, err := netip.ParseAddr(p.HostIP)
+			return p.Protocol == b.Protocol && p.HostPort == b.HostPort && err == nil && at.Is6() == six
+		}
+		if slices.ContainsFunc(published, func(p Binding) bool { return same(p, true) }) {
+			continue
+		}
+		if every {
+			if b.HostIP = "::"; slices.ContainsFunc(published, func(p Binding) bool { return same(p, false) }) {
+				out = append(out, b)
+			}
+			continue
+		}
+		if b.Way = c.at(b.ContainerPort); b.Way.IsValid() {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// at is a port of the container as its machine reaches it.
+func (c dockerContainer) at(port uint16) netip.AddrPort {
+	for _, name := range slices.Sorted(maps.Keys(c.NetworkSettings.Networks)) {
+		if a, err := netip.ParseAddr(c.NetworkSettings.Networks[name].IPAddress); err == nil {
+			return netip.AddrPortFrom(a, port)
+		}
+	}
+	return netip.AddrPort{}
 }
 
 func parsePort(s string) (uint16, error) {

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/hutch-run/hutch/internal/testenv"
 )
@@ -122,7 +124,7 @@ func TestKubernetesServices(t *testing.T) {
 		"service/default/lb": {{ContainerPort: 30080, HostPort: 80, Protocol: "tcp"}, {ContainerPort: 30053, HostPort: 53, Protocol: "udp"}},
 		"service/default/np": {{ContainerPort: 30080, HostPort: 30080, Protocol: "tcp"}, {ContainerPort: 30053, HostPort: 30053, Protocol: "udp"}},
 	}
-	if d := cmp.Diff(want, all); d != "" {
+	if d := cmp.Diff(want, all, cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
 		t.Fatalf("published (-want +got):\n%s", d)
 	}
 	for e, ok := w.take(); ok; e, ok = w.take() {
