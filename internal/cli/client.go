@@ -12,6 +12,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
 	"github.com/hutch-run/hutch/gen/filesystem/filesystempbconnect"
 	hostagentv1 "github.com/hutch-run/hutch/gen/hostagent/v1"
 	"github.com/hutch-run/hutch/gen/hostagent/v1/hostagentv1connect"
@@ -105,6 +106,7 @@ func (a *App) client() (*client, error) {
 	c.snapshots = hostagentv1connect.NewSnapshotServiceClient(c.http, t.base, c.options...)
 	c.ports = hostagentv1connect.NewPortServiceClient(c.http, t.base, c.options...)
 	c.machine = hostagentv1connect.NewHostServiceClient(c.http, t.base, c.options...)
+	c.ports = hostagentv1connect.NewPortServiceClient(c.http, t.base, c.options...)
 	return c, nil
 }
 
@@ -125,6 +127,11 @@ func (t *authorizer) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // guestURL is where the guest APIs of a sandbox are.
 func (c *client) guestURL(id string) string { return c.target.base + "/sandboxes/" + id }
+
+// guest is the service of a sandbox's guest agent.
+func (c *client) guest(id string) arcboxv1connect.AgentServiceClient {
+	return arcboxv1connect.NewAgentServiceClient(c.http, c.guestURL(id), c.options...)
+}
 
 func (c *client) process(id string) processpbconnect.ProcessClient {
 	return processpbconnect.NewProcessClient(c.http, c.guestURL(id), c.options...)

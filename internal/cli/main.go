@@ -82,6 +82,7 @@ func (a *App) root() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	root.AddGroup(
 		&cobra.Group{ID: "sandbox", Title: "Sandboxes:"},
+		&cobra.Group{ID: "inside", Title: "Clusters:"},
 		&cobra.Group{ID: "look", Title: "Looking:"},
 		&cobra.Group{ID: "host", Title: "Host:"},
 	)
@@ -90,8 +91,9 @@ func (a *App) root() *cobra.Command {
 			a.runCommand(), a.createCommand(), a.execCommand(), a.shellCommand(), a.cpCommand(),
 			a.pauseCommand(), a.hibernateCommand(), a.resumeCommand(), a.rmCommand(), a.trimCommand(), a.waitCommand(), a.portCommand(), a.forkCommand(),
 		},
-		"look": {a.lsCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(), a.statsCommand()},
-		"host": {a.templateCommand(), a.snapshotCommand(), a.doctorCommand(), a.debugCommand(), a.setupCommand(), a.versionCommand()},
+		"inside": {a.kubeCommand(), a.kubeconfigCommand(), a.kubectlCommand()},
+		"look":   {a.lsCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(), a.statsCommand()},
+		"host":   {a.templateCommand(), a.snapshotCommand(), a.doctorCommand(), a.debugCommand(), a.setupCommand(), a.versionCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
