@@ -106,7 +106,6 @@ func (a *App) client() (*client, error) {
 	c.snapshots = hostagentv1connect.NewSnapshotServiceClient(c.http, t.base, c.options...)
 	c.ports = hostagentv1connect.NewPortServiceClient(c.http, t.base, c.options...)
 	c.machine = hostagentv1connect.NewHostServiceClient(c.http, t.base, c.options...)
-	c.ports = hostagentv1connect.NewPortServiceClient(c.http, t.base, c.options...)
 	return c, nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/hutch-run/hutch/internal/guest/files"
 	"github.com/hutch-run/hutch/internal/guest/files/filesrpc"
 	"github.com/hutch-run/hutch/internal/guest/identity"
+	"github.com/hutch-run/hutch/internal/guest/kubernetes"
 	"github.com/hutch-run/hutch/internal/guest/mapped"
 	"github.com/hutch-run/hutch/internal/guest/ports"
 	"github.com/hutch-run/hutch/internal/guest/power"
@@ -111,6 +112,7 @@ type agent struct {
 	files    *files.Store
 	services *supervise.Supervisor
 	runtime  *runtime.Runtime
+	cluster  *kubernetes.Cluster
 	power    *power.Power
 }
 
@@ -168,6 +170,7 @@ func (a *agent) run(listener net.Listener) error {
 	<-ctx.Done()
 	err := errors.Join(context.Cause(ctx), server.Close(), listener.Close())
 	running.Wait()
+	a.cluster.Close()
 	a.services.Close()
 	a.quiet.Close()
 	a.ports.Close()
@@ -207,6 +210,6 @@ func (a *agent) handler() http.Handler {
 	return rpc.New(rpc.Params{
 		Log: a.log, Version: version.Version, Clock: a.clock, Info: sysinfo.Reader{Root: "/"},
 		Power: a.power, Mapped: mapped.New("/"), TestFeatures: a.identity.TestFeatures, Mounts: mounts,
-		Runtime: a.runtime, Logs: logs{a}, Ports: a.ports,
+		Runtime: a.runtime, Logs: logs{a}, Ports: a.ports, Kubernetes: a.cluster,
 	})
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hutch-run/hutch/internal/guest/boot"
+	"github.com/hutch-run/hutch/internal/guest/kubernetes"
+	"github.com/hutch-run/hutch/internal/guest/modules"
 	"github.com/hutch-run/hutch/internal/guest/ports"
 	"github.com/hutch-run/hutch/internal/guest/process"
 	"github.com/hutch-run/hutch/internal/guest/quiesce"
@@ -18,6 +20,9 @@ import (
 // servicesDir tells the next server of this boot which services run. It is on a
 // tmpfs that only root may enter.
 const servicesDir = "/run/hutch/services"
+
+// clusterMark tells a stop that there may be something to clean up.
+const clusterMark = servicesDir + "/kubernetes.mark"
 
 // newConsole returns the log for what happens once in a machine's life, such
 // as its end.
@@ -37,6 +42,28 @@ func (a *agent) buildServices() {
 			a.log.Warn("take services over", "error", err)
 		}
 	}
+	a.cluster = kubernetes.New(kubernetes.Params{
+		Units: a.services, Mark: clusterMark, Log: a.log,
+		Needs: func(string) error { return a.runtime.Define() },
+		Asked: func() { a.ports.Start(ports.APIOwner, ports.NewKubernetes(a.awaitAPI, a.log)) },
+		Machine: kubernetes.System{
+			Cgroups: boot.CgroupRoot, Own: boot.ServiceCgroup + "/kubernetes-reset", Modules: modules.Load,
+		},
+	})
+	if a.identity.restarted {
+		if err := a.cluster.Recover(); err != nil {
+			a.log.Warn("take the cluster over", "error", err)
+		}
+	}
+}
+
+// awaitAPI gives the API of the cluster to those who watch what it publishes.
+func (a *agent) awaitAPI(ctx context.Context) (ports.API, error) {
+	api, err := a.cluster.WaitAPI(ctx)
+	if err != nil {
+		return ports.API{}, err
+	}
+	return ports.API{Gone: api.Gone(), Get: api.Get}, nil
 }
 
 // logs follows the logs of services, of those too that nobody has started.
@@ -44,7 +71,11 @@ type logs struct{ a *agent }
 
 // Follow implements rpc.Logs.
 func (l logs) Follow(ctx context.Context, service string, tail int, follow bool, send func(supervise.Chunk) error) error {
-	if err := l.a.runtime.Define(); err != nil {
+	define := l.a.runtime.Define
+	if service == kubernetes.UnitName {
+		define = l.a.cluster.Define
+	}
+	if err := define(); err != nil {
 		return err
 	}
 	return l.a.services.Follow(ctx, service, tail, follow, send)

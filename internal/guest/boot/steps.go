@@ -27,7 +27,7 @@ const DataDir = runDir + "/data"
 // Kubernetes make overlays there.
 func BoundDirs() []string {
 	return []string{
-		"/var/lib/docker", "/var/lib/containerd", "/var/lib/rancher", "/var/lib/kubelet",
+		"/var/lib/docker", "/var/lib/containerd", "/var/lib/rancher", "/var/lib/kubelet", "/var/lib/hutch-kube", "/var/lib/cni",
 	}
 }
 

@@ -59,6 +59,15 @@ func (a *API) Do(r *http.Request) (*http.Response, error) {
 	return a.client.Do(r)
 }
 
+// Get asks for path, which may have a query. Time is bounded by ctx alone.
+func (a *API) Get(ctx context.Context, path string) (*http.Response, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return a.Do(r)
+}
+
 // Gone is closed when the cluster ended, was stopped or deleted. The next one
 // may have other certificates.
 func (a *API) Gone() <-chan struct{} { return a.gone }
@@ -79,11 +88,7 @@ const maxAnswer = 4 << 20
 
 // call gets path, and reads the answer into out unless that is nil.
 func (a *API) call(ctx context.Context, path string, out any) error {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, path, nil)
-	if err != nil {
-		return err
-	}
-	res, err := a.Do(r)
+	res, err := a.Get(ctx, path)
 	if err != nil {
 		return plain(err)
 	}

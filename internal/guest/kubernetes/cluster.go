@@ -40,7 +40,7 @@ type Supervisor interface {
 	Status(name string) (supervise.Status, <-chan struct{})
 }
 
-// Params is what a Cluster is made of. All but Root and Needs are needed.
+// Params is what a Cluster is made of. All but Root and Asked are needed.
 type Params struct {
 	// Root is the directory that stands for "/" when a distribution is looked
 	// for. Empty: "/".
@@ -49,6 +49,9 @@ type Params struct {
 	// Needs defines a unit that a distribution needs. It is called again and
 	// again.
 	Needs func(name string) error
+	// Asked is called once, when somebody asks for a cluster, with its locks
+	// held. May be nil.
+	Asked func()
 	// Machine is what the cluster stands on.
 	Machine Machine
 	// Mark is the path of a file on a tmpfs that says that a cluster may have
@@ -114,6 +117,13 @@ func (c *Cluster) Recover() error {
 	return err
 }
 
+// Define makes the unit of the distribution known to the supervisor. Every call
+// that needs it does so; it is for those who want its log.
+func (c *Cluster) Define() error {
+	_, err := c.define()
+	return err
+}
+
 // define returns the distribution, and makes its unit known. While the unit
 // runs, it stays what it was.
 func (c *Cluster) define() (Distribution, error) {
@@ -138,6 +148,9 @@ func (c *Cluster) define() (Distribution, error) {
 	}
 	if c.defined == nil {
 		close(c.asked)
+		if c.p.Asked != nil {
+			c.p.Asked()
+		}
 	}
 	c.defined = &d
 	return d, nil
@@ -152,7 +165,7 @@ func (c *Cluster) unit(d Distribution) supervise.Unit {
 		Ready: func(ctx context.Context) (string, error) {
 			api, err := c.current(d).connect()
 			if err == nil {
-				err = readyz(ctx, api)
+				err = api.call(ctx, d.API.Readyz, nil)
 			}
 			if err != nil {
 				return "", fmt.Errorf("waiting for the API: %s", shorten(err.Error()))

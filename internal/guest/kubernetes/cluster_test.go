@@ -128,14 +128,17 @@ func (b *bench) distribution(address string) Distribution {
 	return Distribution{
 		Version: 1, Name: "fake", Command: []string{os.Args[0]},
 		Env:  []string{fakeEnv + "=" + b.data, "FAKE_ADDRESS=" + address, "FAKE_WISHES=" + b.wishes},
-		Node: Node{"node", nodeIP}, Data: []string{b.data}, Kubeconfig: filepath.Join(b.data, "admin.kubeconfig"), Context: "fake",
+		Data: []string{b.data}, Kubeconfig: filepath.Join(b.data, "admin.kubeconfig"), Context: "fake",
 		API: Access{
 			URL: "https://" + address, CA: filepath.Join(b.data, "ca.crt"),
 			Cert: filepath.Join(b.data, "admin.crt"), Key: filepath.Join(b.data, "admin.key"),
 		},
 		Components: []Component{{Name: "apiserver", URL: "https://" + address + "/livez"}, {Name: "kubelet", URL: "https://" + address + "/healthz/kubelet"}},
-		DNS:        &Question{Server: address, Name: "kubernetes.default.svc.cluster.local"},
-		Stop:       Stop{Timeout: 10}, Reset: Reset{Command: []string{"/bin/true"}},
+		Ready: Ready{
+			Node: "node", Deployments: []string{"kube-system/coredns"},
+			DNS: &Question{Server: address, Name: "kubernetes.default.svc.cluster.local"},
+		},
+		Stop: Stop{Timeout: 10}, Reset: Reset{Command: []string{"/bin/true"}},
 	}
 }
 

@@ -42,7 +42,8 @@ type Distribution struct {
 	Needs []string `json:"needs"`
 	// Modules of the kernel, loaded before. One that can't be is no error.
 	Modules []string `json:"modules"`
-	Node    Node     `json:"node"`
+	// Sysctls are set before, by their names with dots. Nor is that an error.
+	Sysctls map[string]string `json:"sysctls"`
 	// Data are the directories that hold its state. A start makes them, a
 	// delete empties them.
 	Data []string `json:"data"`
@@ -54,27 +55,20 @@ type Distribution struct {
 	// Components that answer for themselves. All must be well for the node to
 	// be ready.
 	Components []Component `json:"components"`
-	// DNS is a question that the cluster must answer for the node to be ready.
-	// Nil: none. Asked at the address of its Service, it proves that those work.
-	DNS  *Question `json:"dns"`
-	Stop Stop      `json:"stop"`
+	Ready      Ready       `json:"ready"`
+	Stop       Stop        `json:"stop"`
 	// Reset removes what outlives Command. It runs once that has ended.
 	Reset     Reset     `json:"reset"`
 	Leftovers Leftovers `json:"leftovers"`
 }
 
-// Node is the one node. Both are the same in every guest.
-type Node struct {
-	Name string `json:"name"`
-	IP   string `json:"ip"`
-}
-
 // Access is how to reach the API as an administrator. The files are PEM.
 type Access struct {
-	URL  string `json:"url"`
-	CA   string `json:"ca"`
-	Cert string `json:"cert"`
-	Key  string `json:"key"`
+	URL    string `json:"url"`
+	Readyz string `json:"readyz"` // the path that answers when it is ready; empty: "/readyz"
+	CA     string `json:"ca"`
+	Cert   string `json:"cert"`
+	Key    string `json:"key"`
 }
 
 // Component is a part that answers a GET with 200 when it is well. A URL below
@@ -84,6 +78,18 @@ type Component struct {
 	URL  string `json:"url"`
 	// Insecure: it has made its certificate itself. Only for loopback.
 	Insecure bool `json:"insecure"`
+}
+
+// Ready is what proves that pods can run, beside the components' own word.
+type Ready struct {
+	// Node is the name of the one node, which must be Ready and have no taint that
+	// keeps pods away. It is the same in every guest.
+	Node string `json:"node"`
+	// Deployments must have a pod that serves, "NAMESPACE/NAME".
+	Deployments []string `json:"deployments"`
+	// DNS must answer. Asked at the address of its Service, it proves that those
+	// work. Nil: there is none.
+	DNS *Question `json:"dns"`
 }
 
 // Question is a question for an address, put to a server by UDP.
@@ -167,6 +173,9 @@ func parseDistribution(b []byte) (Distribution, error) {
 	if err := decoder.Decode(&d); err != nil {
 		return Distribution{}, err
 	}
+	if d.API.Readyz == "" {
+		d.API.Readyz = "/readyz"
+	}
 	return d, d.check()
 }
 
@@ -182,9 +191,7 @@ func (d Distribution) check() error {
 	bad(len(d.Command) > 0 && filepath.IsAbs(d.Command[0]), "command must begin with an absolute path")
 	bad(len(d.Reset.Command) == 0 || filepath.IsAbs(d.Reset.Command[0]), "reset.command must begin with an absolute path")
 	bad(d.Stop.Timeout >= 0 && d.Reset.Timeout >= 0, "timeout_seconds can't be negative")
-	bad(d.Node.Name != "", "node.name is missing")
-	ip, err := netip.ParseAddr(d.Node.IP)
-	bad(err == nil && ip.Is4(), "node.ip: %q is no IPv4 address", d.Node.IP)
+	bad(d.Ready.Node != "", "ready.node is missing")
 	for _, need := range d.Needs {
 		bad(need == "containerd", "needs: unit %q is not known", need)
 	}
@@ -198,9 +205,15 @@ func (d Distribution) check() error {
 		bad(name != "" && name != "." && name != ".." && name != "agent" && !strings.HasPrefix(name, "hutch") && !strings.Contains(name, "/"), "leftovers.cgroups: %q can't go", name)
 	}
 	bad(d.Leftovers.Netns == "" || strings.HasPrefix(d.Leftovers.Netns, "/run/netns/"), "leftovers.netns must begin with /run/netns/")
-	if d.DNS != nil {
-		_, err := netip.ParseAddrPort(d.DNS.Server)
-		bad(err == nil && d.DNS.Name != "", "dns: %q is no address with a port, or the name is missing", d.DNS.Server)
+	for _, name := range d.Ready.Deployments {
+		bad(strings.Count(name, "/") == 1, "ready.deployments: %q is not NAMESPACE/NAME", name)
+	}
+	if q := d.Ready.DNS; q != nil {
+		_, err := netip.ParseAddrPort(q.Server)
+		bad(err == nil && q.Name != "", "ready.dns: %q is no address with a port, or the name is missing", q.Server)
+	}
+	for key := range d.Sysctls {
+		bad(!strings.Contains(key, "/"), "sysctls: %q is not a name with dots", key)
 	}
 	_, ok := d.Stop.signal()
 	bad(ok, "stop.signal: %q is not TERM, INT or QUIT", d.Stop.Signal)

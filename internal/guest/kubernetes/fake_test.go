@@ -87,6 +87,7 @@ func fakeCluster(data, address, wishes string) error {
 	answer("/livez", "", "ok")
 	answer("/healthz/kubelet", "kubelet", "ok")
 	answer("/api/v1/namespaces/default/serviceaccounts/default", "", "{}")
+	answer("/apis/apps/v1/namespaces/kube-system/deployments/coredns", "", `{"status":{"availableReplicas":1}}`)
 	mux.HandleFunc("GET /api/v1/nodes/node", func(w http.ResponseWriter, _ *http.Request) {
 		ready := map[bool]string{true: "False", false: "True"}[wished(wishNode)]
 		fmt.Fprintf(w, `{"spec":{"taints":[{"key":"k","effect":"PreferNoSchedule"}]},"status":{"conditions":[{"type":"Ready","status":%q,"message":"no network"}]}}`, ready)
@@ -95,7 +96,7 @@ func fakeCluster(data, address, wishes string) error {
 	go fakeDNS(address)
 	go func() {
 		for !wished("crash-now") {
-			time.Sleep(5 * time.Millisecond)
+			<-time.After(5 * time.Millisecond)
 		}
 		fmt.Fprintln(os.Stderr, "panic: the fake was told to")
 		os.Exit(3)

@@ -13,13 +13,13 @@ func k3s(binary string) Distribution {
 			"--disable=traefik,servicelb,metrics-server,local-storage,coredns", "--disable-network-policy", "--disable-helm-controller",
 		},
 		Modules: []string{"overlay", "br_netfilter", "bridge", "veth", "nf_conntrack", "nf_nat", "ip_tables", "iptable_nat", "iptable_filter", "xt_comment", "xt_conntrack", "xt_mark", "xt_MASQUERADE", "xt_nat", "xt_multiport", "xt_addrtype", "xt_statistic"},
-		Node:    Node{Name: "node", IP: nodeIP},
+		Sysctls: map[string]string{"net.ipv4.ip_forward": "1", "net.bridge.bridge-nf-call-iptables": "1"},
 		Data:    []string{data, "/var/lib/kubelet", "/var/lib/cni", "/etc/rancher/k3s", "/etc/rancher/node"},
 		// k3s writes it with its certificates inside; its cluster, user and
 		// context are all called default.
 		Kubeconfig: "/etc/rancher/k3s/k3s.yaml", Context: "default",
 		API: Access{
-			URL: "https://127.0.0.1:6443", CA: tls + "/server-ca.crt",
+			URL: "https://127.0.0.1:6443", Readyz: "/readyz", CA: tls + "/server-ca.crt",
 			Cert: tls + "/client-admin.crt", Key: tls + "/client-admin.key",
 		},
 		Components: []Component{
@@ -29,6 +29,7 @@ func k3s(binary string) Distribution {
 			{Name: "kubelet", URL: "http://127.0.0.1:10248/healthz"},
 			{Name: "kube-proxy", URL: "http://127.0.0.1:10256/healthz"},
 		},
+		Ready: Ready{Node: "node"},
 		Stop:  Stop{Signal: "TERM", Timeout: 20},
 		Reset: Reset{Command: []string{"/bin/sh", "-c", k3sReset}, Timeout: 60},
 		Leftovers: Leftovers{

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -63,7 +64,7 @@ func (o *observer) look(ctx context.Context) view {
 	}
 	var parts sync.WaitGroup
 	parts.Go(func() { v.components = o.lookComponents(ctx, api) })
-	err = readyz(ctx, api)
+	err = api.call(ctx, o.d.API.Readyz, nil)
 	v.apiReady = err == nil
 	var node error
 	if v.apiReady {
@@ -81,10 +82,6 @@ func (o *observer) look(ctx context.Context) view {
 		v.nodeReady = true
 	}
 	return v
-}
-
-func readyz(ctx context.Context, api *API) error {
-	return api.call(ctx, "/readyz", nil)
 }
 
 func notReady(all []Service) *Service {
@@ -154,11 +151,33 @@ func (o *observer) lookNode(ctx context.Context, api *API) error {
 	if err := api.call(ctx, "/api/v1/namespaces/default/serviceaccounts/default", nil); err != nil {
 		return fmt.Errorf("the default ServiceAccount: %w", err)
 	}
-	if o.d.DNS == nil {
+	for _, name := range o.d.Ready.Deployments {
+		if err := lookDeployment(ctx, api, name); err != nil {
+			return fmt.Errorf("deployment %s: %w", name, err)
+		}
+	}
+	if o.d.Ready.DNS == nil {
 		return nil
 	}
-	if err := o.d.DNS.ask(ctx); err != nil {
+	if err := o.d.Ready.DNS.ask(ctx); err != nil {
 		return fmt.Errorf("the DNS of the cluster: %w", err)
+	}
+	return nil
+}
+
+func lookDeployment(ctx context.Context, api *API, name string) error {
+	var deployment struct {
+		Status struct {
+			AvailableReplicas int `json:"availableReplicas"`
+		}
+	}
+	namespace, name, _ := strings.Cut(name, "/")
+	path := "/apis/apps/v1/namespaces/" + url.PathEscape(namespace) + "/deployments/" + url.PathEscape(name)
+	if err := api.call(ctx, path, &deployment); err != nil {
+		return err
+	}
+	if deployment.Status.AvailableReplicas == 0 {
+		return errors.New("no pod of it serves")
 	}
 	return nil
 }
@@ -172,7 +191,7 @@ func (o *observer) lookCondition(ctx context.Context, api *API) error {
 			Conditions []struct{ Type, Status, Message string }
 		}
 	}
-	name := o.d.Node.Name
+	name := o.d.Ready.Node
 	if err := api.call(ctx, "/api/v1/nodes/"+url.PathEscape(name), &node); err != nil {
 		return fmt.Errorf("node %s: %w", name, err)
 	}

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -33,6 +35,12 @@ func (s System) Prepare(_ context.Context, d Distribution) (warnings []string, e
 	if err := s.Modules(append([]string{"dummy"}, d.Modules...)...); err != nil {
 		warnings = append(warnings, shorten("kernel modules: "+err.Error()))
 	}
+	for _, key := range slices.Sorted(maps.Keys(d.Sysctls)) {
+		file := "/proc/sys/" + strings.ReplaceAll(key, ".", "/")
+		if err := os.WriteFile(file, []byte(d.Sysctls[key]), 0); err != nil {
+			warnings = append(warnings, fmt.Sprintf("set %s: %v", key, err))
+		}
+	}
 	for _, dir := range d.Data {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return warnings, err
@@ -42,8 +50,8 @@ func (s System) Prepare(_ context.Context, d Distribution) (warnings []string, e
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
 		return warnings, fmt.Errorf("share the mounts below /: %w", err)
 	}
-	if err := addNodeLink(d.Node.IP); err != nil {
-		return warnings, fmt.Errorf("give the node the address %s: %w", d.Node.IP, err)
+	if err := addNodeLink(nodeIP); err != nil {
+		return warnings, fmt.Errorf("give the node the address %s: %w", nodeIP, err)
 	}
 	return warnings, nil
 }

@@ -55,7 +55,7 @@ func TestPrepareAndRestore(t *testing.T) {
 		var asked []string
 		s := System{Modules: func(names ...string) error { asked = names; return errors.New("no overlay") }}
 		d := k3s("/k3s")
-		d.Data, d.Modules = []string{dir}, []string{"overlay"}
+		d.Data, d.Modules, d.Sysctls = []string{dir}, []string{"overlay"}, map[string]string{"net.ipv4.conf.lo.forwarding": "1"}
 		for range 2 { // the second changes nothing
 			warnings, err := s.Prepare(t.Context(), d)
 			if err != nil || !cmp.Equal(warnings, []string{"kernel modules: no overlay"}) || !cmp.Equal(asked, []string{"dummy", "overlay"}) {

@@ -58,6 +58,8 @@ type Params struct {
 	Runtime Runtime
 	Logs    Logs
 	Ports   Ports
+	// Kubernetes is the cluster.
+	Kubernetes Kubernetes
 	// TestFeatures reports whether what only tests need is on; nil: it is off.
 	TestFeatures func() bool
 	Mounts       []Mount
