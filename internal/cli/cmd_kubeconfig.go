@@ -131,7 +131,7 @@ func (a *App) removeKubeconfig(ctx context.Context, arg string) error {
 		fmt.Fprintf(a.Out, "context %s is out of %s\n", kubeEntry(id), f)
 	}
 	if err == nil && len(changed) == 0 && unknown != nil {
-		return fmt.Errorf("no kubeconfig has a context %s: %w", kubeEntry(id), unknown)
+		return fmt.Errorf("no kubeconfig has a context %s: %s", kubeEntry(id), explain(unknown, a.hostName()))
 	}
 	return err
 }
