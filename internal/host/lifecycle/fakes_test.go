@@ -521,7 +521,7 @@ func (g *fakeGuest) DialPort(context.Context, uint16) (net.Conn, error) {
 }
 
 func (g *fakeGuest) DialDocker(context.Context) (net.Conn, error) {
-	return nil, errors.New("the fake has no Docker")
+	return nil, g.s.do("DialDocker", func() error { return errors.New("the fake has no Docker") })
 }
 
 func (g *fakeGuest) DialUDP(context.Context, uint16) (net.Conn, error) {

@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
 	"time"
 
 	"github.com/hutch-run/hutch/internal/fault"
@@ -32,6 +36,8 @@ type readiness struct {
 	start func(context.Context, guestconn.Guest) error
 	// look tells whether it is up, and what there is to say of it.
 	look func(context.Context, guestconn.Guest) (up bool, detail string, services []guestconn.Service, err error)
+	// use has it do what its copies are asked first. Nil: nothing.
+	use func(context.Context, guestconn.Guest) error
 }
 
 // readinessOf returns how what is to be ready is brought up; it is
@@ -39,9 +45,9 @@ type readiness struct {
 func readinessOf(what snapshot.Ready) (readiness, error) {
 	switch what {
 	case snapshot.ReadyDocker:
-		return readiness{"Docker", 5 * time.Minute, startDocker, lookAtDocker}, nil
+		return readiness{"Docker", 5 * time.Minute, startDocker, lookAtDocker, useDocker}, nil
 	case snapshot.ReadyKubernetes:
-		return readiness{"Kubernetes", 15 * time.Minute, startKubernetes, lookAtKubernetes}, nil
+		return readiness{"Kubernetes", 15 * time.Minute, startKubernetes, lookAtKubernetes, nil}, nil
 	}
 	return readiness{}, fault.BadField("ready", "%q is neither docker nor kubernetes", string(what))
 }
@@ -57,6 +63,28 @@ func startDocker(ctx context.Context, g guestconn.Guest) error {
 func lookAtDocker(ctx context.Context, g guestconn.Guest) (bool, string, []guestconn.Service, error) {
 	s, err := g.RuntimeStatus(ctx)
 	return s.Containerd && s.Docker, s.Detail, s.Services, err
+}
+
+// useDocker asks what docker ps does.
+func useDocker(ctx context.Context, g guestconn.Guest) error {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return g.DialDocker(ctx)
+	}}
+	for _, path := range []string{"/_ping", "/containers/json"} {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker"+path, nil)
+		if err != nil {
+			return err
+		}
+		res, err := transport.RoundTrip(r)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, io.LimitReader(res.Body, 1<<20))
+		if err := errors.Join(err, res.Body.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func startKubernetes(ctx context.Context, g guestconn.Guest) error {
@@ -91,6 +119,11 @@ func (b *box) getReady(what snapshot.Ready) error {
 	}
 	if err := b.bringUp(ctx, r); err != nil {
 		return fmt.Errorf("bring %s up: %w", r.name, err)
+	}
+	if r.use != nil {
+		if err := b.asks(ctx, r.use); err != nil { // it is up all the same
+			b.log.Debug("what is ready was not used", slog.String("what", r.name), slog.Any("error", err))
+		}
 	}
 	return nil
 }

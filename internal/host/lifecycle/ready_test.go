@@ -48,6 +48,9 @@ func TestWarmAfterReady(t *testing.T) {
 		}
 	}
 	check("sb-1", snapshot.ReadyDocker)
+	if n := h.callsOf("DialDocker"); n != 1 {
+		t.Errorf("Docker was used %d times before it was copied", n)
+	}
 	if cluster := warm(snapshot.ReadyKubernetes); cluster == docker {
 		t.Error("Kubernetes is in what was made for Docker")
 	}
