@@ -126,7 +126,7 @@ func Start(t testing.TB, o Options) *Daemon {
 	d.checkLeaks()
 	d.linkRoot(prepared(t))
 	if o.TCP {
-		d.TCP = freePort(t)
+		d.TCP = FreePort(t)
 	}
 	if d.log, err = os.Create(filepath.Join(dir, "hutchd.log")); err != nil {
 		t.Fatal(err)
@@ -170,8 +170,8 @@ func (d *Daemon) linkRoot(from string) {
 	}
 }
 
-// freePort returns an address on the loopback that was free just now.
-func freePort(t testing.TB) string {
+// FreePort returns an address on the loopback that was free just now.
+func FreePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
