@@ -33,6 +33,7 @@ type plan struct {
 	AtOnce int   `json:"at_once"`
 	Alone  int   `json:"alone_beside_a_burst"`
 	Clones []int `json:"idle_clones"`
+	Ready  int   `json:"creates_with_docker_up"`
 
 	Rivals     int `json:"rounds_beside_others"`
 	RivalExecs int `json:"execs_beside_others"`
@@ -42,7 +43,7 @@ func fullPlan() plan {
 	return plan{
 		Creates: 12, Execs: 150, CLIExecs: 30, Copies: 7, CopyBytes: 32 << 20, Pauses: 200, Deaths: 5,
 		Sandboxes: []int{0, 1, 10, 20}, IdleSec: 30, MemoryMB: 128, DiskSizeMB: 5120,
-		Warm: 40, Spares: 20, Sleeps: 12, Forks: 12, Bursts: 5, AtOnce: 20, Alone: 8, Clones: []int{1, 10, 40},
+		Warm: 40, Spares: 20, Sleeps: 12, Forks: 12, Bursts: 5, AtOnce: 20, Alone: 8, Clones: []int{1, 10, 40}, Ready: 6,
 		Rivals: 10, RivalExecs: 30,
 	}
 }
@@ -52,7 +53,7 @@ func quickPlan() plan {
 	return plan{
 		Quick: true, Creates: 2, Execs: 10, CLIExecs: 2, Copies: 2, CopyBytes: 8 << 20, Pauses: 10, Deaths: 2,
 		Sandboxes: []int{0, 1}, IdleSec: 3, MemoryMB: 128, DiskSizeMB: 5120,
-		Warm: 4, Spares: 4, Sleeps: 2, Forks: 2, Bursts: 1, AtOnce: 5, Alone: 2, Clones: []int{1, 3},
+		Warm: 4, Spares: 4, Sleeps: 2, Forks: 2, Bursts: 1, AtOnce: 5, Alone: 2, Clones: []int{1, 3}, Ready: 2,
 		Rivals: 2, RivalExecs: 3,
 	}
 }
@@ -75,6 +76,8 @@ func (b *bench) rows() []row {
 		{"fork", b.measureFork},
 		{"burst", b.measureBurst},
 		{"memory", b.measureClones},
+		{"docker", b.measureDocker},
+		{"kubernetes", b.measureKubernetes},
 		{"others", b.measureRivals},
 	}
 }

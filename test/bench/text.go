@@ -13,6 +13,7 @@ const (
 	execTarget     = 1.3
 	warmTarget     = 1.25
 	coldTarget     = 8 // times a warm create
+	readyTarget    = 15
 	burstTarget    = 1.3
 	cloneTarget    = 1.2
 	daemonBaseMiB  = 50
@@ -56,7 +57,7 @@ func (r *report) text() string {
 		line("**Not a whole run: %s, quick: %v. Its figures mean little.**\n", cmp.Or(strings.Join(r.Plan.Rows, ", "), "all rows"), r.Plan.Quick)
 	}
 	for _, part := range []func(liner){
-		r.timeTable, r.warmText, r.burstText, r.rivalsText, r.floors, r.createText, r.clonesText, r.memoryText,
+		r.timeTable, r.warmText, r.readyText, r.burstText, r.rivalsText, r.floors, r.createText, r.clonesText, r.memoryText,
 	} {
 		part(line)
 	}

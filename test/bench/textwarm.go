@@ -28,6 +28,20 @@ func (r *report) warmText(line liner) {
 	line("| the first exec, API call to reply | %s |\n", spreadOf(r.WarmStages, func(s warmStages) float64 { return float64(s.Exec) }).format(" ms", 1e3, 1))
 }
 
+// readyText tells what it is worth to copy a machine with something up in it.
+func (r *report) readyText(line liner) {
+	for _, contest := range []string{dockerContest, kubernetesContest} {
+		c := r.contest(contest)
+		if len(c.times(sideCold)) == 0 {
+			continue
+		}
+		ratio := spreadOf(c.pairs(sideHutch, sideCold), sample.ratio)
+		line("A %s takes %s cold and %s from a template that was made warm with it up: cold is %s times as long (target at least %d: %s).\n",
+			contest, spreadOf(c.times(sideCold), asFloat).format(" s", 1e6, 2), spreadOf(c.times(sideHutch), asFloat).format(" s", 1e6, 2),
+			ratio.format("", 1, 1), readyTarget, verdict(ratio.median >= readyTarget))
+	}
+}
+
 func asFloat(t int64) float64 { return float64(t) }
 
 // stagesOf returns the names of the stages of warm creates, in their order.
