@@ -483,7 +483,9 @@ func (g *fakeGuest) StartKubernetes(ctx context.Context) (guestconn.ClusterStatu
 
 func (g *fakeGuest) KubernetesStatus(ctx context.Context) (guestconn.ClusterStatus, error) {
 	up, services, err := g.look(ctx, "KubernetesStatus", "kubernetes")
-	return guestconn.ClusterStatus{Running: true, APIReady: true, NodeReady: up, Services: services}, err
+	g.m.w.mu.Lock()
+	defer g.m.w.mu.Unlock()
+	return guestconn.ClusterStatus{Running: g.m.w.lacks == "", APIReady: true, NodeReady: up, Detail: g.m.w.lacks, Services: services}, err
 }
 
 // look is at something that was started. It is up after one.

@@ -94,6 +94,10 @@ func startKubernetes(ctx context.Context, g guestconn.Guest) error {
 
 func lookAtKubernetes(ctx context.Context, g guestconn.Guest) (bool, string, []guestconn.Service, error) {
 	s, err := g.KubernetesStatus(ctx)
+	if err == nil && !s.Running && s.Detail != "" {
+		// While it starts, it runs.
+		return false, "", nil, fault.New(fault.Precondition, "the guest could not begin: %s", s.Detail)
+	}
 	return s.Running && s.APIReady && s.NodeReady, s.Detail, s.Services, err
 }
 

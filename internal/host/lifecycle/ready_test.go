@@ -82,6 +82,7 @@ func TestWarmThatDoesNotGetReady(t *testing.T) {
 		says    string
 	}{
 		"missing programs": {func(h *host) { h.w.lacks = "no dockerd" }, snapshot.ReadyDocker, fault.Precondition, "no dockerd"},
+		"no cluster":       {func(h *host) { h.w.lacks = "no binary" }, snapshot.ReadyKubernetes, fault.Precondition, "no binary"},
 		"crashes":          {func(h *host) { h.w.crashes = maxCrashes }, snapshot.ReadyKubernetes, fault.Precondition, "no room"},
 		"old agent": {func(h *host) {
 			h.s.mu.Lock()
