@@ -52,7 +52,7 @@ const (
 	startLimit = 3 * time.Minute
 	// silenceLimit is the same for a dockerd that runs, was ready, and does not
 	// answer: it may only be busy, or have just been thawed.
-	silenceLimit = 30 * time.Second
+	silenceLimit = time.Minute
 	// probeLimit bounds one question to a daemon.
 	probeLimit = 2 * time.Second
 	// fresh is how long an answer of dockerd counts.

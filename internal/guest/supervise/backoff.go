@@ -23,7 +23,7 @@ func (p *pace) setDefaults() {
 	p.steady = cmp.Or(p.steady, time.Minute)
 	p.firstLook = cmp.Or(p.firstLook, 50*time.Millisecond)
 	p.lastLook = cmp.Or(p.lastLook, 250*time.Millisecond)
-	p.ask = cmp.Or(p.ask, 5*time.Second)
+	p.ask = cmp.Or(p.ask, 15*time.Second)
 	p.prepare = cmp.Or(p.prepare, time.Minute)
 	p.kill = cmp.Or(p.kill, 5*time.Second)
 }
