@@ -23,6 +23,14 @@ build: ## Build bin/hutch, bin/hutchd and bin/hutch-agent
 	$(BUILD) -o $(BIN)/hutchd ./cmd/hutchd
 	$(BUILD) -ldflags='-s -w' -o $(BIN)/hutch-agent ./cmd/hutch-agent
 
+.PHONY: kube
+kube: ## Build bin/hutch-kube, the Kubernetes for guests; kept by the hash of its sources
+	kube/build.sh $(CURDIR)/$(BIN)
+
+.PHONY: kube-test
+kube-test: kube ## Test the Kubernetes for guests without a VM
+	kube/test.sh $(CURDIR)/$(BIN)/hutch-kube
+
 .PHONY: demo
 demo: deps build ## Make a microVM, run a program in it, end it, show that nothing is left
 	@scripts/demo

@@ -1,0 +1,116 @@
+package dns
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/miekg/dns"
+)
+
+// other serves one address for every name, and returns its port.
+func other(t *testing.T, address string) string {
+	t.Helper()
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+		m := new(dns.Msg).SetReply(r)
+		m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: r.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 1}, A: net.ParseIP(address)}}
+		_ = w.WriteMsg(m)
+	})}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = s.ActivateAndServe() }()
+	t.Cleanup(func() { _ = pc.Close(); <-done })
+	_, port, err := net.SplitHostPort(pc.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+func conf(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The file's time is what tells it apart.
+	later := time.Now().Add(time.Duration(len(text)) * time.Minute)
+	if err := os.Chtimes(path, later, later); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestUpstreamFollowsResolvConf(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	u := newUpstream(path, []net.IP{net.ParseIP("10.43.0.10")})
+	u.port = other(t, "192.0.2.1")
+	again := func() { u.looked = time.Time{} }
+	if u.current() != nil {
+		t.Fatal("servers without a file")
+	}
+	conf(t, path, "nameserver 10.43.0.10\nnameserver 0.0.0.0\n")
+	again()
+	if u.current() != nil {
+		t.Fatal("it would ask itself")
+	}
+	conf(t, path, "nameserver 10.43.0.10\nnameserver 127.0.0.1\n")
+	again()
+	f := u.current()
+	if f == nil || f.Len() != 1 {
+		t.Fatalf("servers: %v", f)
+	}
+	again()
+	if u.current() != f {
+		t.Fatal("servers of the same file were made anew")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if u.current() != f {
+		t.Fatal("a file that is away for a moment took the servers with it")
+	}
+	if err := u.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestServerAsksUpstreamOverBothTransports(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	conf(t, path, "nameserver 127.0.0.1\n")
+	u := newUpstream(path, nil)
+	u.port = other(t, "192.0.2.1")
+	s, err := newServer("127.0.0.1", "0", func(next plugin.Handler) plugin.Handler { return next }, u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	_ = l.Close()
+	stop, err := serve(address, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Ask(t.Context(), address, "example.org"); err != nil {
+		t.Error(err)
+	}
+	q := new(dns.Msg).SetQuestion("example.org.", dns.TypeA)
+	resp, _, err := (&dns.Client{Net: "tcp", Timeout: 5 * time.Second}).Exchange(q, address)
+	if err != nil || len(resp.Answer) != 1 {
+		t.Errorf("over tcp: %v, %v", resp, err)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if err := u.close(); err != nil {
+		t.Error(err)
+	}
+}
