@@ -91,6 +91,8 @@ func (p Params) settings(c *config.KubeletConfiguration) {
 	c.NodeStatusUpdateFrequency = meta.Duration{Duration: 5 * time.Second}
 	c.ShutdownGracePeriod = meta.Duration{}
 	c.EnableSystemLogHandler = false
+	// kube-proxy in nftables mode opens no way that these chains would have to close.
+	c.MakeIPTablesUtilChains = false
 }
 
 // RunProxy keeps the rules of Services until ctx ends. The API must be there.

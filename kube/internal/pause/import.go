@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"time"
 
 	content "github.com/containerd/containerd/api/services/content/v1"
 	images "github.com/containerd/containerd/api/services/images/v1"
@@ -20,8 +21,8 @@ import (
 const (
 	namespace = "k8s.io" // where containerd's CRI looks
 	leaseName = "hutch-kube-pause"
-	// leaseLife ends a lease that nobody deleted.
-	leaseLife = "containerd.io/gc.expire"
+	// leaseEnd is the label with the time at which containerd drops a lease that nobody deleted.
+	leaseEnd = "containerd.io/gc.expire"
 )
 
 // Import puts the image into the containerd at a unix:// address, unless it is there, and tells whether it did.
@@ -84,7 +85,7 @@ func name(ctx context.Context, store images.ImagesClient, d ocispec.Descriptor, 
 // lease keeps containerd from collecting blobs before an image names them. One of an earlier try is taken over.
 func lease(ctx context.Context, conn grpc.ClientConnInterface) (context.Context, func(), error) {
 	client := leases.NewLeasesClient(conn)
-	_, err := client.Create(ctx, &leases.CreateRequest{ID: leaseName, Labels: map[string]string{leaseLife: "2100-01-01T00:00:00Z"}})
+	_, err := client.Create(ctx, &leases.CreateRequest{ID: leaseName, Labels: map[string]string{leaseEnd: time.Now().Add(time.Hour).Format(time.RFC3339)}})
 	if err != nil && status.Code(err) != codes.AlreadyExists {
 		return nil, nil, fmt.Errorf("lease: %w", err)
 	}
