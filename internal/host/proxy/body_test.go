@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -141,4 +142,37 @@ func TestEarlyAnswer(t *testing.T) {
 		}
 		w.awaitUse(t, 0)
 	})
+}
+
+// TestEarlyAnswerToABusyCaller: a caller that goes on sending is answered too,
+// and nothing of what it sends is taken for a request.
+func TestEarlyAnswerToABusyCaller(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.WriteHeader(http.StatusRequestEntityTooLarge)
+		io.WriteString(rw, "too large")
+	}))
+	var callers sync.WaitGroup
+	for range 8 {
+		c := w.client(t, false)
+		callers.Go(func() {
+			for range 4 {
+				req, err := http.NewRequestWithContext(testenv.Context(t), "POST", w.front.URL+"/sandboxes/sb-abc/files", &pattern{n: 64 << 20})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				res, err := c.Do(req)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if got, err := io.ReadAll(res.Body); res.StatusCode != 413 || string(got) != "too large" {
+					t.Errorf("%d %q %v", res.StatusCode, got, err)
+				}
+				res.Body.Close()
+			}
+		})
+	}
+	callers.Wait()
+	w.awaitUse(t, 0)
 }

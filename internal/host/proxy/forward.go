@@ -42,6 +42,7 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, v visit) {
 		},
 		ModifyResponse: func(res *http.Response) error {
 			scrubResponse(res, v.target)
+			v.body.Answered(res.Header)
 			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) { p.lost(w, r, v, err) },

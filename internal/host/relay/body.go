@@ -26,20 +26,24 @@ type Body struct {
 	http1 *http.ResponseController // nil over HTTP/2
 
 	mu      sync.Mutex
-	reading bool // guarded by mu
-	closed  bool // guarded by mu
-	cut     bool // a Read may have been ended by a deadline; guarded by mu
+	quiet   sync.Cond // told when reading becomes false
+	reading bool      // guarded by mu
+	ended   bool      // all of it was read; guarded by mu
+	closed  bool      // guarded by mu
+	cut     bool      // a Read may have been ended by a deadline; guarded by mu
 }
 
 // Caller returns the context that r is carried with, and its body, nil when it
 // has none. The context ends when the caller goes away, but not when the server
-// takes a Read that we ended for that.
+// takes a Read that we ended for that. The function is to be called when the
+// answer is complete.
 func Caller(w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc, *Body) {
 	if r.Body == nil || r.ContentLength == 0 {
 		ctx, cancel := context.WithCancel(r.Context())
 		return ctx, cancel, nil
 	}
 	b := &Body{body: r.Body}
+	b.quiet.L = &b.mu
 	if r.ProtoMajor == 1 {
 		b.http1 = http.NewResponseController(w)
 	}
@@ -49,7 +53,32 @@ func Caller(w http.ResponseWriter, r *http.Request) (context.Context, context.Ca
 			cancel()
 		}
 	})
-	return ctx, func() { stop(); cancel() }, b
+	return ctx, func() { stop(); cancel(); b.settle() }, b
+}
+
+// Answered prepares the answer to the request of b, nil being one without a
+// body: a connection whose caller is still sending carries no further request,
+// for what is left might be taken for one.
+func (b *Body) Answered(h http.Header) {
+	if b == nil || b.http1 == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.ended {
+		h.Set("Connection", "close")
+	}
+}
+
+// settle waits for a Read in progress, which the server would end by an error
+// that keeps it from seeing what is left of the body.
+func (b *Body) settle() {
+	_ = b.Close()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.reading {
+		b.quiet.Wait()
+	}
 }
 func (b *Body) wasCut() bool {
 	b.mu.Lock()
@@ -70,6 +99,8 @@ func (b *Body) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reading = false
+	b.ended = b.ended || err == io.EOF
+	b.quiet.Broadcast()
 	if b.cut && err == nil {
 		// In time: leave the rest to the server, which drains some of it and
 		// closes gently, so that the caller gets to read its answer.
