@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -260,13 +261,13 @@ func (o *boot) launch(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
-	if err := os.RemoveAll(dir); err != nil { // of a life that ended badly
-		return fmt.Errorf("clear run directory: %w", err)
+	if err := clearRunDir(dir); err != nil { // of a life that ended badly
+		return err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("make run directory: %w", err)
 	}
-	o.undos.Add("run directory", o.dropRunDir)
+	o.undos.Add("run directory", o.dropSockets)
 	tap, err := o.m.p.Slots.OpenTap(ctx, o.slot)
 	if err != nil {
 		return fmt.Errorf("open tap: %w", err)

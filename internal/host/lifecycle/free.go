@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"syscall"
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/sandbox"
@@ -67,13 +70,48 @@ func (b *box) freeSlot(ctx context.Context) error {
 	return nil
 }
 
-// dropRunDir removes the sockets, which a live VMM needs to be talked to.
-func (b *box) dropRunDir(context.Context) error {
-	if b.rec.Machine != nil || b.vm != nil {
-		return errors.New("remove run directory: the VM is still alive")
+// DockerSocket is the name of the one file in a sandbox's run directory that is
+// not its VMM's: it outlives VMs, and is there as long as the sandbox.
+const DockerSocket = "docker.sock"
+
+// dropSockets removes the sockets of a VM that has ended.
+func (b *box) dropSockets(context.Context) error {
+	if b.rec.Machine != nil || b.vm != nil { // it needs them to be talked to
+		return errors.New("remove sockets: the VM is still alive")
+	}
+	if err := clearRunDir(b.runDir()); err != nil {
+		return err
+	}
+	if err := os.Remove(b.runDir()); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+		return fmt.Errorf("remove run directory: %w", err)
+	}
+	return nil
+}
+
+// dropRunDir removes all that a sandbox has in the run directory.
+func (b *box) dropRunDir(ctx context.Context) error {
+	if err := b.dropSockets(ctx); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(b.runDir()); err != nil {
 		return fmt.Errorf("remove run directory: %w", err)
+	}
+	return nil
+}
+
+// clearRunDir removes what VMs left in a run directory, if it is there.
+func clearRunDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("clear run directory: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name() == DockerSocket {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("clear run directory: %w", err)
+		}
 	}
 	return nil
 }
@@ -84,7 +122,7 @@ func (b *box) freeMachine(ctx context.Context) error {
 	if err = errors.Join(err, b.killVM(ctx)); err != nil {
 		return err
 	}
-	if err := b.dropRunDir(ctx); err != nil {
+	if err := b.dropSockets(ctx); err != nil {
 		return err
 	}
 	if b.rec.State != sandbox.Hibernated { // which keeps its address
