@@ -49,7 +49,7 @@ type Params struct {
 const (
 	// startLimit is how long a start may take before it is called a failure. The
 	// daemons are left to go on all the same.
-	startLimit = 3 * time.Minute
+	startLimit = 10 * time.Minute
 	// silenceLimit is the same for a dockerd that runs, was ready, and does not
 	// answer: it may only be busy, or have just been thawed.
 	silenceLimit = time.Minute

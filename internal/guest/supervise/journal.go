@@ -282,11 +282,12 @@ func (r *ring) lines(n int) uint64 {
 }
 
 // read returns up to limit bytes from pos on, the position behind them, and how
-// many were forgotten before them. A piece that is cut off ends with a line.
+// many are missing before them: where some were forgotten, it goes on with the
+// next line. A piece that is cut off ends with a line.
 func (r *ring) read(pos uint64, limit int) (data []byte, after, lost uint64) {
 	if pos < r.start {
-		lost = r.start - pos
-		pos = r.start
+		next := r.start + uint64(bytes.IndexByte(r.data, '\n')+1)
+		lost, pos = next-pos, next
 	}
 	rest := r.data[pos-r.start:]
 	if len(rest) > limit {

@@ -27,7 +27,7 @@ func TestRing(t *testing.T) {
 		t.Errorf("an unfinished line: %q", data)
 	}
 	data, after, lost := r.read(0, 100)
-	if lost != r.start || after != 21 || int(lost)+len(data) != 21 {
+	if string(data) != "four\nfi" || after != 21 || int(lost)+len(data) != 21 {
 		t.Errorf("from the beginning: %q, %d, lost %d", data, after, lost)
 	}
 	if data, after, _ := r.read(r.lines(0), 6); string(data) != "four\n" || after != 19 {
