@@ -2,12 +2,15 @@
 // to, and a client of the world outside that says how an attempt went.
 //
 //	inside serve               serve until killed
-//	inside linger              serve until asked to end, and take a second for it
 //	inside lookup NAME         print the addresses of NAME
 //	inside ask NETWORK ADDRESS print what answers there, to "tcp" or "udp"
 //	inside hold MB SEED        keep memory full of a pattern until killed
 //	inside tell check|turn     have that checked, or changed in part
 //	inside answer              answer questions on standard input, see copy.go
+//	inside site PORT TEXT      serve TEXT over HTTP until killed
+//	inside digest              print the SHA-256 of standard input
+//	inside cat [FILE]          print standard input, or a file
+//	inside count               print a line a second until killed
 //
 // It exits with 1 when it was refused or answered with an error, and with 2
 // when nothing came back at all. It is built and copied in by ./test/e2e.
@@ -32,7 +35,9 @@ const patience = 20 * time.Second
 func main() {
 	said, err := run(os.Args[1:])
 	if err == nil {
-		fmt.Fprintln(os.Stdout, said)
+		if said != "" {
+			fmt.Fprintln(os.Stdout, said)
+		}
 		return
 	}
 	fmt.Fprintln(os.Stderr, err)
@@ -49,8 +54,14 @@ func run(args []string) (string, error) {
 	switch {
 	case len(args) == 1 && args[0] == "serve":
 		return "", serve()
-	case len(args) == 1 && args[0] == "linger":
-		return "", linger()
+	case len(args) == 3 && args[0] == "site":
+		return "", site(args[1], args[2])
+	case len(args) == 1 && args[0] == "digest":
+		return digest(os.Stdin)
+	case len(args) > 0 && args[0] == "cat":
+		return "", cat(args[1:])
+	case len(args) == 1 && args[0] == "count":
+		return "", count()
 	case len(args) == 3 && args[0] == "hold":
 		return "", hold(args[1], args[2])
 	case len(args) == 1 && args[0] == "answer":

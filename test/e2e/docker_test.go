@@ -1,0 +1,340 @@
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/hutch-run/hutch/internal/testenv"
+	"github.com/hutch-run/hutch/test/harness"
+)
+
+// soaks tells whether what takes long is to be done in full.
+func soaks() bool { return os.Getenv("HUTCH_SOAK") == "1" }
+
+// dockerHost is a sandbox whose Docker a stock client on the host talks to.
+type dockerHost struct {
+	t      *testing.T
+	d      *harness.Daemon
+	id     string
+	client string
+}
+
+// command is a command line of the client.
+func (h dockerHost) command(ctx context.Context, args ...string) *exec.Cmd {
+	socket := filepath.Join(h.d.RunDir, "sandboxes", h.id, "docker.sock")
+	c := exec.CommandContext(ctx, h.client, append([]string{"-H", "unix://" + socket}, args...)...)
+	c.Env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(h.d.Dir, "docker"), "DOCKER_BUILDKIT=0")
+	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+	return c
+}
+
+// try runs the client.
+func (h dockerHost) try(in io.Reader, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	c := h.command(ctx, args...)
+	var out, said bytes.Buffer
+	c.Stdin, c.Stdout, c.Stderr = in, &out, &said
+	if err := c.Run(); err != nil {
+		return out.String(), fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, said.String())
+	}
+	return strings.TrimSuffix(out.String(), "\n"), nil
+}
+
+// docker runs the client, which must succeed.
+func (h dockerHost) docker(args ...string) string {
+	h.t.Helper()
+	out, err := h.try(nil, args...)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return out
+}
+
+// appImage writes an image of the program inside as docker save would.
+func appImage(t *testing.T, program string) string {
+	t.Helper()
+	b, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var files bytes.Buffer
+	tw := tar.NewWriter(&files)
+	if err := tw.WriteHeader(&tar.Header{Name: "inside", Mode: 0o755, Size: int64(len(b))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tw.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(files.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err = mutate.ConfigFile(image, &v1.ConfigFile{
+		OS: "linux", Architecture: "amd64", RootFS: must(t, image.ConfigFile).RootFS,
+		Config: v1.Config{Entrypoint: []string{"/inside"}, WorkingDir: "/", ExposedPorts: map[string]struct{}{"80/tcp": {}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "app.tar")
+	if err := tarball.WriteToFile(path, name.MustParseReference("app:1"), image); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestDocker drives the Docker of a sandbox as if it were the host's own.
+func TestDocker(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots a Docker; -short")
+	}
+	program := buildInside(t)
+	app := appImage(t, program)
+	d := harness.Start(t, harness.Options{TCP: true})
+	buildTemplate(t, d, "docker")
+	h := dockerHost{t: t, d: d, client: harness.DockerClient(t)}
+	h.id = d.Create("docker")
+	stage := stopwatch(t)
+	if got := h.docker("ps", "-q"); got != "" {
+		t.Errorf("containers %q in a new sandbox", got)
+	}
+	stage("first docker ps, cold")
+	if got := h.docker("load", "-i", app); !strings.Contains(got, "app:1") {
+		t.Errorf("loaded %q", got)
+	}
+	stage("load")
+	for _, part := range []struct {
+		name string
+		do   func(*testing.T, dockerHost)
+	}{
+		{"ports", publishes}, {"exec, logs and cp", talksToContainers}, {"build", buildsImages},
+		{"standard input", keepsHalfCloses}, {"trim", givesDiskBack},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			h.t = t
+			part.do(t, h)
+		})
+		stage(part.name)
+	}
+	d.Hutch("rm", h.id)
+	h.t = t
+	copiesOfDocker(t, h)
+	stage("warm")
+}
+
+// stopwatch logs how long stages took, for people: nothing depends on it.
+func stopwatch(t *testing.T) func(stage string) {
+	last := time.Now()
+	return func(stage string) {
+		t.Helper()
+		t.Logf("%s took %s", stage, time.Since(last).Round(10*time.Millisecond))
+		last = time.Now()
+	}
+}
+
+// buildTemplate builds a recipe unless the prepared root has it.
+func buildTemplate(t *testing.T, d *harness.Daemon, name string) {
+	t.Helper()
+	if !slices.Contains(strings.Fields(d.Hutch("template", "ls", "-q")), name) {
+		d.Hutch("template", "build", name)
+	}
+}
+
+// publishes runs a server, and asks it through the host's loopback.
+func publishes(t *testing.T, h dockerHost) {
+	port := strings.TrimPrefix(harness.FreePort(t), "127.0.0.1:")
+	h.docker("run", "-d", "--name", "site", "-p", port+":80", "app:1", "site", "80", "hello from a container")
+	harness.Eventually(t, time.Minute, func() error {
+		res, err := http.Get("http://127.0.0.1:" + port + "/")
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if b, err := io.ReadAll(res.Body); err != nil || string(b) != "hello from a container\n" {
+			return fmt.Errorf("it says %q, %v", b, err)
+		}
+		return nil
+	})
+	if got := h.docker("port", "site", "80"); !strings.Contains(got, ":"+port) {
+		t.Errorf("docker says it is published at %q", got)
+	}
+	if out, err := h.try(nil, "run", "--rm", "-p", port+":80", "app:1", "site", "80", "twice"); err == nil {
+		t.Errorf("one port was published twice: %s", out)
+	}
+	h.docker("rm", "-f", "site")
+	harness.Eventually(t, time.Minute, func() error {
+		res, err := http.Get("http://127.0.0.1:" + port + "/")
+		if err == nil {
+			res.Body.Close()
+			return fmt.Errorf("port %s still answers: %s", port, res.Status)
+		}
+		return nil
+	})
+}
+
+// talksToContainers runs programs in a container, follows its log, and copies
+// files in and out.
+func talksToContainers(t *testing.T, h dockerHost) {
+	h.docker("run", "-d", "--name", "counter", "app:1", "count")
+	defer h.docker("rm", "-f", "counter")
+	follow, cancel := context.WithCancel(testenv.Context(t))
+	defer cancel()
+	c := h.command(follow, "logs", "-f", "counter")
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, len("line 1\nline 2\nline 3\n"))
+	if _, err := io.ReadFull(out, line); err != nil || string(line) != "line 1\nline 2\nline 3\n" {
+		t.Errorf("followed %q, %v", line, err)
+	}
+	cancel()
+	_ = c.Wait() // killed
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("some text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.docker("cp", text, "counter:/text")
+	if got := h.docker("exec", "counter", "/inside", "cat", "/text"); got != "some text" {
+		t.Errorf("exec said %q", got)
+	}
+	h.docker("cp", "counter:/text", text+".back")
+	if b, err := os.ReadFile(text + ".back"); err != nil || string(b) != "some text" {
+		t.Errorf("copied back %q, %v", b, err)
+	}
+	if out, err := h.try(nil, "exec", "counter", "/inside", "cat", "/not-there"); err == nil || !strings.Contains(err.Error(), "/not-there") {
+		t.Errorf("a program that failed: %q, %v", out, err)
+	}
+}
+
+// buildsImages builds an image with the builder of the daemon.
+func buildsImages(t *testing.T, h dockerHost) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"Dockerfile": "FROM app:1\nCOPY greeting /\nRUN [\"/inside\", \"cat\", \"/greeting\"]\nCMD [\"cat\", \"/greeting\"]\n",
+		"greeting":   "built in a sandbox",
+		"Scratch":    "FROM scratch\nCOPY greeting /\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.docker("build", "-q", "-t", "scratched", "-f", filepath.Join(dir, "Scratch"), dir)
+	h.docker("build", "-t", "built", dir)
+	if got := h.docker("run", "--rm", "built"); got != "built in a sandbox" {
+		t.Errorf("it says %q", got)
+	}
+}
+
+// keepsHalfCloses ends standard input again and again, which must get through
+// as that and nothing else, and sends much at once.
+func keepsHalfCloses(t *testing.T, h dockerHost) {
+	rounds, size := 10, int64(64<<20)
+	if soaks() {
+		rounds, size = 1000, 1<<30
+	}
+	for i := range rounds {
+		want := fmt.Sprintf("round %d", i)
+		if got, err := h.try(strings.NewReader(want), "run", "--rm", "-i", "app:1", "cat"); err != nil || got != want {
+			t.Fatalf("round %d: %q, %v", i, got, err)
+		}
+	}
+	h.docker("run", "-d", "--name", "reader", "app:1", "count")
+	defer h.docker("rm", "-f", "reader")
+	for i := range 4 * rounds {
+		want := fmt.Sprintf("exec %d", i)
+		if got, err := h.try(strings.NewReader(want), "exec", "-i", "reader", "/inside", "cat"); err != nil || got != want {
+			t.Fatalf("exec %d: %q, %v", i, got, err)
+		}
+	}
+	sum := sha256.New()
+	got, err := h.try(io.TeeReader(io.LimitReader(rand.Reader, size), sum), "exec", "-i", "reader", "/inside", "digest")
+	if want := hex.EncodeToString(sum.Sum(nil)); err != nil || got != want {
+		t.Errorf("of %d bytes: %q, %v, want %s", size, got, err, want)
+	}
+}
+
+// givesDiskBack deletes much in the guest and looks at the host's file.
+func givesDiskBack(t *testing.T, h dockerHost) {
+	const size = 256 << 20
+	disk := filepath.Join(h.d.Root, "sandboxes", h.id, "data.img")
+	h.d.Hutch("exec", "--timeout", "4m", h.id, "--", "sh", "-ec", "dd if=/dev/urandom of=/var/lib/docker/much bs=1M count=256 2>/dev/null; sync")
+	before := allocated(t, disk)
+	h.d.Hutch("exec", "--timeout", "1m", h.id, "--", "sh", "-ec", "rm /var/lib/docker/much; sync")
+	res, err := http.Post("http://"+h.d.TCP+"/sandboxes/"+h.id+"/arcbox.v1.AgentService/DiskTrim", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if b, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusOK || !bytes.Contains(b, []byte("/var/lib/docker")) {
+		t.Errorf("trim: %s, %s, %v", res.Status, b, err)
+	}
+	if after := allocated(t, disk); before-after < size*9/10 {
+		t.Errorf("the host's file has %d bytes, before it had %d, and %d were deleted", after, before, size)
+	}
+}
+
+func allocated(t *testing.T, path string) int64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
+}
+
+// copiesOfDocker makes the template warm with Docker up, and uses a copy.
+func copiesOfDocker(t *testing.T, h dockerHost) {
+	snap := h.d.Hutch("template", "warm", "docker", "--ready", "docker")
+	if again := h.d.Hutch("template", "warm", "docker", "--ready", "docker"); again != snap {
+		t.Errorf("warm already, and made again: %s after %s", again, snap)
+	}
+	if list := h.d.Hutch("snapshot", "ls"); !strings.Contains(list, "docker") {
+		t.Errorf("listed as\n%s", list)
+	}
+	for i := range 2 {
+		h.id = h.d.Create("docker", "--id", fmt.Sprintf("copy-%d", i))
+		if r := inspect(t, h.d, h.id); r.Snapshot != snap {
+			t.Errorf("%s was made from %q", h.id, r.Snapshot)
+		}
+		if got := h.docker("ps", "-q"); got != "" {
+			t.Errorf("containers %q in a copy", got)
+		}
+		h.docker("load", "-i", appImage(t, buildInside(t)))
+		if got := h.docker("run", "--rm", "app:1", "cat", "/proc/sys/kernel/hostname"); got == "" {
+			t.Error("a container has no name")
+		}
+	}
+}
