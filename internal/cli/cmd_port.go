@@ -62,7 +62,7 @@ func (a *App) forward(ctx context.Context, c *client, id, address string, specs 
 		}
 		listeners = append(listeners, l)
 		fmt.Fprintf(a.Out, "%s -> %s:%d\n", l.Addr(), id, port)
-		wg.Go(func() { a.acceptLoop(ctx, c, l, id, port) })
+		wg.Go(func() { a.acceptLoop(ctx, c, l, fmt.Sprintf("%s:%d", id, port)) })
 	}
 	<-ctx.Done()
 	for _, l := range listeners {
@@ -87,7 +87,8 @@ func parsePorts(s string) (local string, port uint16, err error) {
 	return local, uint16(p), nil
 }
 
-func (a *App) acceptLoop(ctx context.Context, c *client, l net.Listener, id string, port uint16) {
+// acceptLoop tunnels what connects to l to authority, until l is closed.
+func (a *App) acceptLoop(ctx context.Context, c *client, l net.Listener, authority string) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
@@ -96,17 +97,18 @@ func (a *App) acceptLoop(ctx context.Context, c *client, l net.Listener, id stri
 			return
 		}
 		wg.Go(func() {
-			if err := c.tunnel(ctx, local, id, port); err != nil {
+			if err := c.tunnel(ctx, local, authority); err != nil {
 				fmt.Fprintln(a.Err, "hutch:", err)
 			}
 		})
 	}
 }
 
-// tunnel carries one connection through hutchd to a port of the sandbox.
-func (c *client) tunnel(ctx context.Context, local net.Conn, id string, port uint16) error {
+// tunnel carries one connection through hutchd to what authority names in a
+// sandbox.
+func (c *client) tunnel(ctx context.Context, local net.Conn, authority string) error {
 	defer local.Close()
-	remote, err := c.connectPort(ctx, id, port)
+	remote, err := c.connect(ctx, authority)
 	if err != nil {
 		return err
 	}
@@ -129,8 +131,8 @@ func copyHalf(to, from net.Conn) {
 	}
 }
 
-// connectPort opens a raw connection by HTTP CONNECT.
-func (c *client) connectPort(ctx context.Context, id string, port uint16) (net.Conn, error) {
+// connect opens a raw connection by HTTP CONNECT.
+func (c *client) connect(ctx context.Context, authority string) (net.Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, c.target.network, c.target.address)
 	if err != nil {
@@ -143,7 +145,7 @@ func (c *client) connectPort(ctx context.Context, id string, port uint16) (net.C
 		}
 		conn = tls.Client(conn, &tls.Config{ServerName: host, NextProtos: []string{"http/1.1"}})
 	}
-	fmt.Fprintf(conn, "CONNECT %s:%d HTTP/1.1\r\nHost: %s:%d\r\n", id, port, id, port)
+	fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n", authority, authority)
 	if c.token != "" {
 		fmt.Fprintf(conn, "Authorization: Bearer %s\r\n", c.token)
 	}
@@ -151,10 +153,10 @@ func (c *client) connectPort(ctx context.Context, id string, port uint16) (net.C
 	r := bufio.NewReader(conn)
 	res, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("connect to port %d of %s: %w", port, id, err), conn.Close())
+		return nil, errors.Join(fmt.Errorf("connect to %s: %w", authority, err), conn.Close())
 	}
 	if res.StatusCode != http.StatusOK {
-		return nil, errors.Join(fmt.Errorf("connect to port %d of %s: %w", port, id, httpError(res)), conn.Close())
+		return nil, errors.Join(fmt.Errorf("connect to %s: %w", authority, httpError(res)), conn.Close())
 	}
 	return &bufferedConn{Conn: conn, r: r}, nil
 }

@@ -89,7 +89,7 @@ func (a *App) root() *cobra.Command {
 	for group, commands := range map[string][]*cobra.Command{
 		"sandbox": {
 			a.runCommand(), a.createCommand(), a.execCommand(), a.shellCommand(), a.cpCommand(),
-			a.pauseCommand(), a.hibernateCommand(), a.resumeCommand(), a.rmCommand(), a.trimCommand(), a.waitCommand(), a.portCommand(), a.forkCommand(),
+			a.pauseCommand(), a.hibernateCommand(), a.resumeCommand(), a.rmCommand(), a.trimCommand(), a.waitCommand(), a.portCommand(), a.dockerCommand(), a.forkCommand(),
 		},
 		"inside": {a.kubeCommand(), a.kubeconfigCommand(), a.kubectlCommand()},
 		"look":   {a.lsCommand(), a.inspectCommand(), a.logsCommand(), a.eventsCommand(), a.statsCommand()},

@@ -205,8 +205,10 @@ type SandboxRecord struct {
 	AutoResume bool      `protobuf:"varint,21,opt,name=auto_resume,json=autoResume,proto3" json:"auto_resume,omitempty"`
 	// The sandbox that it was forked from.
 	ParentSandboxId string `protobuf:"bytes,22,opt,name=parent_sandbox_id,json=parentSandboxId,proto3" json:"parent_sandbox_id,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Path on the host of the socket of its Docker. Empty: it has not run yet.
+	DockerSocket  string `protobuf:"bytes,23,opt,name=docker_socket,json=dockerSocket,proto3" json:"docker_socket,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SandboxRecord) Reset() {
@@ -389,6 +391,13 @@ func (x *SandboxRecord) GetAutoResume() bool {
 func (x *SandboxRecord) GetParentSandboxId() string {
 	if x != nil {
 		return x.ParentSandboxId
+	}
+	return ""
+}
+
+func (x *SandboxRecord) GetDockerSocket() string {
+	if x != nil {
+		return x.DockerSocket
 	}
 	return ""
 }
@@ -1253,7 +1262,7 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB+\xbaH(r&\x10\x01\x18(2 ^[a-z0-9]([a-z0-9-]*[a-z0-9-])?$R\tsandboxId\"O\n" +
 	"\x16InspectSandboxResponse\x125\n" +
-	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\xde\x06\n" +
+	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\x83\a\n" +
 	"\rSandboxRecord\x12-\n" +
 	"\x04info\x18\x01 \x01(\v2\x19.hostagent.v1.SandboxInfoR\x04info\x126\n" +
 	"\x03env\x18\x02 \x03(\v2$.hostagent.v1.SandboxRecord.EnvEntryR\x03env\x12!\n" +
@@ -1281,7 +1290,8 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"on_timeout\x18\x14 \x01(\x0e2\x17.hostagent.v1.OnTimeoutR\tonTimeout\x12\x1f\n" +
 	"\vauto_resume\x18\x15 \x01(\bR\n" +
 	"autoResume\x12*\n" +
-	"\x11parent_sandbox_id\x18\x16 \x01(\tR\x0fparentSandboxId\x1a6\n" +
+	"\x11parent_sandbox_id\x18\x16 \x01(\tR\x0fparentSandboxId\x12#\n" +
+	"\rdocker_socket\x18\x17 \x01(\tR\fdockerSocket\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +

@@ -9,6 +9,7 @@ const (
 	RouteGuestFiles  = "guest /files"
 	RouteGuestPort   = "guest port"
 	RouteGuestTunnel = "guest tunnel"
+	RouteGuestDocker = "guest docker"
 )
 
 // rules is the table: what role each RPC and route needs. What is not in it is
@@ -103,5 +104,6 @@ func guestRules() map[string]Role {
 		RouteGuestFiles:  Admin,
 		RouteGuestPort:   Admin,
 		RouteGuestTunnel: Admin,
+		RouteGuestDocker: Admin,
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hutch-run/hutch/internal/host/disk"
+	"github.com/hutch-run/hutch/internal/host/dockersock"
 	"github.com/hutch-run/hutch/internal/host/events"
 	"github.com/hutch-run/hutch/internal/host/guestconn"
 	"github.com/hutch-run/hutch/internal/host/jail"
@@ -54,6 +55,7 @@ type parts struct {
 	metrics   *metrics.Metrics
 	sandboxes *lifecycle.Manager
 	ports     *ports.Table
+	docker    *dockersock.Sockets
 
 	// closing ends what was built, last first.
 	closing undo.Stack
@@ -63,7 +65,7 @@ type parts struct {
 func build(ctx context.Context, cfg Config, log *slog.Logger) (*parts, error) {
 	p := &parts{cfg: cfg, log: log}
 	for _, step := range []func(context.Context) error{
-		p.openStore, p.openKernels, p.openNetwork, p.openDriver, p.openSandboxes, p.openPorts,
+		p.openStore, p.openKernels, p.openNetwork, p.openDriver, p.openSandboxes, p.openPorts, p.openDocker,
 	} {
 		err := step(ctx)
 		if cause := context.Cause(ctx); err == nil && cause != nil {

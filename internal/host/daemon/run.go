@@ -66,6 +66,11 @@ func (p *parts) run(ctx context.Context) error {
 	}
 	p.network.Prepare(p.cfg.Slots.Prepared)
 	closePorts, err := p.followStates()
+	if err == nil {
+		if err = p.docker.Start(); err != nil {
+			err = errors.Join(err, closePorts())
+		}
+	}
 	if err != nil {
 		return errors.Join(err, closeAll(listeners), api.Close(), p.stopSandboxes(ctx))
 	}
@@ -89,7 +94,7 @@ func (p *parts) run(ctx context.Context) error {
 	notify(p.log, systemd.SdNotifyStopping)
 	err = errors.Join(err, p.drain(ctx, server, api))
 	serving.Wait()
-	return errors.Join(err, closePorts(), p.stopSandboxes(ctx))
+	return errors.Join(err, p.docker.Close(), closePorts(), p.stopSandboxes(ctx))
 }
 
 func (p *parts) ready(started time.Time) {
@@ -156,6 +161,7 @@ func (p *parts) api(started time.Time) (*rpc.API, error) {
 		Templates: templates{p},
 		Snapshots: p.sandboxes,
 		Ports:     p.ports,
+		Docker:    p.docker,
 		Host:      host{p, started},
 		Subscribe: p.events.Subscribe,
 		LogPath: func(id sandbox.ID, source rpc.LogSource) string {

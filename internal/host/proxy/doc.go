@@ -14,6 +14,7 @@
 //	/sandboxes/ID/ports/8080/x?y               a web server in the guest, asked for /x?y
 //	8080-ID.DOMAIN       /x?y                  the same by its host name; the id must be whole
 //	CONNECT ID:8080, CONNECT 8080-ID.DOMAIN:80 raw bytes from and to a port
+//	CONNECT ID.docker:2375                     the Docker API in the guest, as its socket on the host serves it
 //	49983-ID.DOMAIN      /process.Process/List the guest APIs where SDKs of E2B's protocol look for them
 //
 // The host name decides before anything else, so that a page that a guest

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 
@@ -51,6 +52,9 @@ type Params struct {
 	APIPort uint16
 	// MaxConns bounds what is in flight to one sandbox. Default: DefaultMaxConns.
 	MaxConns int
+	// Docker serves a connection to the Docker of a sandbox, to its end. It holds
+	// the sandbox active itself, for each request. nil: none is served.
+	Docker func(id sandbox.ID, conn net.Conn) error
 	// Meter may be nil.
 	Meter Meter
 	Log   *slog.Logger
@@ -63,6 +67,7 @@ type Proxy struct {
 	services  map[string]bool
 	domain    string
 	apiPort   uint16
+	docker    func(sandbox.ID, net.Conn) error
 	flights   *flights
 	errors    *connect.ErrorWriter
 	buffers   relay.Buffers
@@ -97,6 +102,7 @@ func New(p Params) (*Proxy, error) {
 		services:  services(),
 		domain:    strings.ToLower(strings.Trim(p.Domain, ".")),
 		apiPort:   p.APIPort,
+		docker:    p.Docker,
 		flights:   newFlights(p.MaxConns, p.Meter),
 		errors:    connect.NewErrorWriter(),
 		log:       p.Log,
@@ -148,6 +154,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
+	if t.kind == dockerTunnel {
+		p.tunnelDocker(w, r, id)
+		return
+	}
 	g, done, err := p.sandboxes.Use(ctx, id)
 	if err != nil {
 		p.refuse(w, r, err, p.failureOf(err))

@@ -396,3 +396,36 @@ func TestTunnelOverHTTP2(t *testing.T) {
 	}
 	w.awaitUse(t, 0)
 }
+
+// TestTunnelToDocker hands the connection over, what came early included.
+func TestTunnelToDocker(t *testing.T) {
+	w := newWorld(t, nil, func(p *Params) {
+		p.Docker = func(id sandbox.ID, conn net.Conn) error {
+			defer conn.Close()
+			all, _ := io.ReadAll(conn)
+			fmt.Fprintf(conn, "%s heard %s", id, all)
+			return nil
+		}
+	})
+	conn, r, res := w.dialTunnel(t, "sb-a.docker:2375", "early ")
+	if res.StatusCode != 200 {
+		t.Fatal(res.Status)
+	}
+	io.WriteString(conn, "late")
+	_ = conn.CloseWrite()
+	if got, err := io.ReadAll(r); err != nil || string(got) != "sb-abc heard early late" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if w.holds() != 0 {
+		t.Error("a connection that serves no request holds the sandbox")
+	}
+	for authority, want := range map[string]int{"sb-abc.docker:80": 400, "sb-nope.docker:2375": 404, ".docker:2375": 400} {
+		if _, _, res := w.dialTunnel(t, authority, ""); res.StatusCode != want {
+			t.Errorf("%s: %d, want %d", authority, res.StatusCode, want)
+		}
+	}
+	bare := newWorld(t, nil)
+	if _, _, res := bare.dialTunnel(t, "sb-abc.docker:2375", ""); res.StatusCode != 501 {
+		t.Errorf("without Docker: %d", res.StatusCode)
+	}
+}

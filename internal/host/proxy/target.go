@@ -22,6 +22,7 @@ const (
 	RouteGuestFiles  = "guest /files"
 	RouteGuestPort   = "guest port"
 	RouteGuestTunnel = "guest tunnel"
+	RouteGuestDocker = "guest docker"
 )
 
 // pathRoot is where sandboxes are in the path form.
@@ -35,6 +36,14 @@ const (
 	pathPort      // a port, addressed by path
 	hostPort      // a port, addressed by host name
 	tunnel
+	dockerTunnel
+)
+
+// Where CONNECT leads to the Docker of a sandbox: "ID.docker:2375". (As the port
+// of an id only a number is a port.)
+const (
+	dockerSuffix = ".docker"
+	dockerPort   = "2375"
 )
 
 // target is what a request addresses.
@@ -141,8 +150,8 @@ func (p *Proxy) parsePath(rest string) (target, error) {
 	}, nil
 }
 
-// parseTunnel reads the authority of a CONNECT: "ID:PORT" or
-// "PORT-ID.DOMAIN:80".
+// parseTunnel reads the authority of a CONNECT: "ID:PORT", "PORT-ID.DOMAIN:80" or
+// "ID.docker:2375".
 func (p *Proxy) parseTunnel(r *http.Request) (target, error) {
 	t := target{kind: tunnel, route: RouteGuestTunnel}
 	host, number, err := net.SplitHostPort(r.Host)
@@ -158,6 +167,13 @@ func (p *Proxy) parseTunnel(r *http.Request) (target, error) {
 		return t, err
 	}
 	t.id = strings.ToLower(host)
+	if id, ok := strings.CutSuffix(t.id, dockerSuffix); ok {
+		if number != dockerPort {
+			return t, fault.New(fault.Invalid, "CONNECT to %q: use :%s for Docker", clip(r.Host), dockerPort)
+		}
+		t.kind, t.id, t.route = dockerTunnel, id, RouteGuestDocker
+		return t, nil
+	}
 	t.port, err = parsePort(number)
 	return t, err
 }
@@ -248,7 +264,7 @@ func (p *Proxy) CrossOrigin(r *http.Request) bool {
 		return safe
 	case hostPort:
 		return safe || p.sameSandbox(r.Header.Get("Origin"), t.id)
-	case guestAPI, tunnel:
+	case guestAPI, tunnel, dockerTunnel:
 		return false
 	}
 	return false

@@ -5,7 +5,9 @@ import (
 	"io"
 	"net/http"
 
+	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/relay"
+	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
 // established accepts a CONNECT over HTTP/1.1.
@@ -30,6 +32,24 @@ func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request, v visit) {
 		guest.Close()
 	})()
 	relay.Join(caller, relay.NewConn(guest, nil), &p.buffers)
+}
+
+// tunnelDocker carries a connection to the Docker of a sandbox. HTTP/2 can't: its
+// streams have no half-close.
+func (p *Proxy) tunnelDocker(w http.ResponseWriter, r *http.Request, id sandbox.ID) {
+	if p.docker == nil || r.ProtoMajor >= 2 {
+		p.refuse(w, r, fault.New(fault.Unimplemented, "Docker is reached by CONNECT over HTTP/1.1 only"), "")
+		return
+	}
+	caller, err := relay.Hijack(w, []byte(established))
+	if err == nil {
+		defer caller.Close()
+		defer context.AfterFunc(r.Context(), func() { caller.Close() })()
+		err = p.docker(id, caller)
+	}
+	if err != nil {
+		p.log.DebugContext(r.Context(), "tunnel to Docker not opened", "sandbox_id", id, "err", err)
+	}
 }
 
 // open200 accepts the tunnel and returns the caller's end of it.

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"io"
+	"net"
 	"time"
 
 	"github.com/hutch-run/hutch/internal/host/lifecycle"
@@ -126,3 +127,11 @@ type noMeter struct{}
 
 func (noMeter) CreateEnded(error, time.Duration, []sandbox.Stage) {}
 func (noMeter) ExecEnded(error, time.Duration)                    {}
+
+// Docker is the Docker sockets of the sandboxes.
+type Docker interface {
+	// Path returns where the socket of a sandbox is, empty when it has none.
+	Path(id sandbox.ID) string
+	// Serve serves a connection as one to that socket, to its end.
+	Serve(id sandbox.ID, conn net.Conn) error
+}

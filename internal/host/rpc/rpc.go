@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 
@@ -37,6 +38,7 @@ type Params struct {
 	Templates Templates
 	Snapshots Snapshots
 	Ports     Ports
+	Docker    Docker // may be nil
 	Host      Host
 	// Subscribe opens the event log at a cursor.
 	Subscribe func(after int64) (*events.Reader, error)
@@ -94,7 +96,7 @@ func New(p Params) (*API, error) {
 	}
 	a.proxy, err = proxy.New(proxy.Params{
 		Sandboxes: p.Sandboxes, Authorize: who.Authorize, Domain: p.Domain,
-		MaxConns: p.MaxProxyConns, Meter: p.ProxyMeter, Log: p.Log,
+		Docker: p.serveDocker(), MaxConns: p.MaxProxyConns, Meter: p.ProxyMeter, Log: p.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -125,6 +127,14 @@ func (p Params) check() error {
 		return errors.New("rpc: a needed field of Params is not set")
 	}
 	return nil
+}
+
+// serveDocker returns what serves tunnels to Docker, nil where nothing does.
+func (p Params) serveDocker() func(sandbox.ID, net.Conn) error {
+	if p.Docker == nil {
+		return nil
+	}
+	return p.Docker.Serve
 }
 
 // ServeHTTP implements http.Handler.
@@ -160,7 +170,7 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 	mount := func(path string, h http.Handler) { services[path] = h }
 	mount(hostagentv1connect.NewHostAgentServiceHandler(&hostAgent{p.Sandboxes, p.Meter}, options))
 	mount(hostagentv1connect.NewSandboxServiceHandler(&sandboxes{
-		boxes: p.Sandboxes, subscribe: p.Subscribe, logPath: p.LogPath, stats: p.Stats, trim: p.Trim, draining: draining,
+		boxes: p.Sandboxes, docker: p.Docker, subscribe: p.Subscribe, logPath: p.LogPath, stats: p.Stats, trim: p.Trim, draining: draining,
 	}, options))
 	mount(hostagentv1connect.NewTemplateServiceHandler(&templates{p.Templates, p.Sandboxes, p.Snapshots}, options))
 	mount(hostagentv1connect.NewSnapshotServiceHandler(&snapshots{p.Snapshots}, options))

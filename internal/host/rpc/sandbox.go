@@ -16,6 +16,7 @@ import (
 // sandboxes serves hostagent.v1.SandboxService.
 type sandboxes struct {
 	boxes     lifecycle.Sandboxes
+	docker    Docker // nil: none
 	subscribe func(after int64) (*events.Reader, error)
 	logPath   func(sandbox.ID, LogSource) string
 	stats     func(context.Context, sandbox.ID) (Stats, error)
@@ -29,7 +30,11 @@ func (s *sandboxes) InspectSandbox(_ context.Context, r *connect.Request[hostage
 	if err != nil {
 		return nil, err
 	}
-	return connect.NewResponse(&hostagentv1.InspectSandboxResponse{Sandbox: recordOf(view, time.Now())}), nil
+	m := recordOf(view, time.Now())
+	if s.docker != nil {
+		m.DockerSocket = s.docker.Path(view.ID)
+	}
+	return connect.NewResponse(&hostagentv1.InspectSandboxResponse{Sandbox: m}), nil
 }
 
 // HibernateSandbox implements the RPC.
