@@ -123,7 +123,7 @@ func (a *App) openTunnel(ctx context.Context, c *client, id string, port uint16)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var serving sync.WaitGroup
-	serving.Go(func() { a.acceptLoop(ctx, c, l, id, port) })
+	serving.Go(func() { a.acceptLoop(ctx, c, l, fmt.Sprintf("%s:%d", id, port)) })
 	return l.Addr().String(), func() {
 		cancel()
 		l.Close()
