@@ -74,7 +74,7 @@ func echo(c *net.TCPConn) error {
 }
 
 func echoDatagrams(p net.PacketConn) error {
-	buf := make([]byte, 2048)
+	buf := make([]byte, 64<<10)
 	for {
 		n, from, err := p.ReadFrom(buf)
 		if err != nil {
