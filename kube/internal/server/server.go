@@ -43,6 +43,7 @@ func Run(ctx context.Context, o *Options) error {
 	s.api, s.parts, s.own = newGroup(s.failed), newGroup(s.failed), newGroup(s.failed)
 	err := s.up(ctx)
 	if err == nil {
+		s.board.Whole()
 		s.mark("everything is started")
 		select {
 		case <-ctx.Done():

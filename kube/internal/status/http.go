@@ -21,12 +21,13 @@ func (b *Board) Handler() http.Handler {
 		_ = json.NewEncoder(w).Encode(b.Report(r.Context())) // the reader has gone
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, b.Report(r.Context()).Components)
+		report := b.Report(r.Context())
+		answer(w, report.Ready, report.Components)
 	})
 	mux.HandleFunc("GET /healthz/{name}", func(w http.ResponseWriter, r *http.Request) {
 		for _, c := range b.Report(r.Context()).Components {
 			if c.Name == r.PathValue("name") {
-				answer(w, []Component{c})
+				answer(w, c.Ready, []Component{c})
 				return
 			}
 		}
@@ -35,12 +36,15 @@ func (b *Board) Handler() http.Handler {
 	return mux
 }
 
-func answer(w http.ResponseWriter, list []Component) {
+func answer(w http.ResponseWriter, ready bool, list []Component) {
 	var bad []string
 	for _, c := range list {
 		if !c.Ready {
 			bad = append(bad, c.Name+": "+c.Error)
 		}
+	}
+	if !ready && len(bad) == 0 {
+		bad = []string{"not all parts are started"}
 	}
 	if len(bad) > 0 {
 		http.Error(w, strings.Join(bad, "\n"), http.StatusServiceUnavailable)

@@ -50,6 +50,7 @@ type Board struct {
 	now  func() time.Time
 
 	mu     sync.Mutex // held over a round
+	whole  bool       // every part is on the board
 	checks []Check
 	last   time.Time
 	report Report
@@ -65,6 +66,13 @@ func (b *Board) Add(name string, check Check) {
 	b.checks = append(b.checks, check)
 	b.report.Components = append(b.report.Components, Component{Name: name, Since: b.now(), Error: "not asked yet"})
 	b.last = time.Time{}
+}
+
+// Whole says that every part is on the board: before, it isn't ready as a whole.
+func (b *Board) Whole() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.whole, b.last = true, time.Time{}
 }
 
 // Report asks every part, or tells what was just found.
@@ -94,7 +102,7 @@ func (b *Board) round(ctx context.Context) {
 	}
 	b.report, b.last = b.head, b.now()
 	b.report.Components = list
-	b.report.Ready = len(list) > 0
+	b.report.Ready = b.whole
 	for _, c := range list {
 		b.report.Ready = b.report.Ready && c.Ready
 		b.report.APIReady = b.report.APIReady || c.Name == "apiserver" && c.Ready

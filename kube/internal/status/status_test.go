@@ -39,6 +39,10 @@ func TestReportFollowsItsParts(t *testing.T) {
 		t.Fatalf("with the API: %+v", r)
 	}
 	node, clock = nil, clock.Add(2*time.Second)
+	if r = b.Report(t.Context()); r.Ready {
+		t.Fatal("ready before every part is on the board")
+	}
+	b.Whole()
 	if r = b.Report(t.Context()); !r.Ready || r.Version != "v1" {
 		t.Fatalf("with everything: %+v", r)
 	}
