@@ -50,12 +50,15 @@ func healthy(c *http.Client, url string) status.Check {
 	}
 }
 
+// tryLimit bounds one try of await: an emulated machine that shares a busy host's processor takes its time.
+const tryLimit = time.Minute
+
 // await asks until the check is fine, or ctx ends, or a part failed.
 func await(ctx context.Context, check status.Check, failed <-chan error) error {
 	t := time.NewTicker(100 * time.Millisecond)
 	defer t.Stop()
 	for {
-		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		try, cancel := context.WithTimeout(ctx, tryLimit)
 		err := check(try)
 		cancel()
 		if err == nil {

@@ -15,7 +15,7 @@ import (
 
 const (
 	// bound is for one round: beyond it a part isn't ready.
-	bound = 3 * time.Second
+	bound = 5 * time.Second
 	// fresh is how long an answer is good.
 	fresh = time.Second
 	// maxError is the length at which an error is cut, in bytes.
