@@ -40,8 +40,17 @@ func (s *Server) upParts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// The controllers give the API ten seconds to be well and end the process if it isn't, so they come first and alone.
+	if err := await(ctx, healthy(s.client, s.o.api()+"/healthz"), s.failed); err != nil {
+		return fmt.Errorf("wait for the API: %w", err)
+	}
 	s.parts.run("controller-manager", func(ctx context.Context) error { return s.controllers.Run(ctx, s.control()) })
-	s.board.Add("controller-manager", healthy(s.client, fmt.Sprintf("https://127.0.0.1:%d/healthz", s.o.Controllers)))
+	controllers := healthy(s.client, fmt.Sprintf("https://127.0.0.1:%d/healthz", s.o.Controllers))
+	s.board.Add("controller-manager", controllers)
+	if err := await(ctx, controllers, s.failed); err != nil {
+		return fmt.Errorf("wait for the controllers: %w", err)
+	}
+	s.mark("the controllers are ready")
 	s.parts.run("scheduler", func(ctx context.Context) error { return control.RunScheduler(ctx, s.control()) })
 	s.board.Add("scheduler", healthy(s.client, fmt.Sprintf("https://127.0.0.1:%d/readyz", s.o.Scheduler)))
 	if !s.o.WithoutNode {
