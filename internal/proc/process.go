@@ -36,6 +36,9 @@ type Params struct {
 	LogMax int64
 	// Credential is whom the child runs as; nil: as its parent.
 	Credential *syscall.Credential
+	// UIDs and GIDs, when there are any, give the child a user namespace of its
+	// own, which Credential is about, and one of processes, which ends with it.
+	UIDs, GIDs []syscall.SysProcIDMap
 	// Cgroup is an open cgroup v2 directory to be born in; nil: the parent's.
 	Cgroup *os.File
 	// Spawn calls fork on the thread whose attributes the child inherits, and
@@ -135,6 +138,10 @@ func (p *Process) spawn(params Params) error {
 		Env:   params.Env,
 		Files: append([]*os.File{null, pipe.childWrite, pipe.childWrite, pipe.childRead}, params.Files...),
 		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: params.Credential},
+	}
+	if params.UIDs != nil {
+		attr.Sys.Cloneflags = syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID
+		attr.Sys.UidMappings, attr.Sys.GidMappings, attr.Sys.GidMappingsEnableSetgroups = params.UIDs, params.GIDs, true
 	}
 	if params.Cgroup != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(params.Cgroup.Fd())

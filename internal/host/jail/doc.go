@@ -1,7 +1,8 @@
 // Package jail starts a program with as little as it needs: a user id of its
 // own, no capabilities and no way to get any, a given network namespace, its
 // own IPC and UTS namespaces, a read-only view of the host's files, resource
-// limits and a cgroup.
+// limits and a cgroup. One that serves a directory of the host sees that
+// directory instead, and is root among its owner's files in a user namespace.
 //
 // It owns how a child is confined and the cgroups below its parent cgroup. It
 // never knows what it starts, and never ends a process by itself except in

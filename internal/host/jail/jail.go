@@ -69,12 +69,14 @@ func (j *Jail) Cgroups() (version string, missing []string) {
 }
 
 func validName(s string) bool {
-	return regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?$`).MatchString(s)
+	return regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?(_[a-z0-9]{1,16})?$`).MatchString(s)
 }
 
 // Cell is what one program is confined to.
 type Cell struct {
-	// Name names the cgroup, which no other live cell of this jail may have.
+	// Name names the cgroup, which no other live cell of this jail may have:
+	// lower-case letters, digits and dashes, and after an underscore, which no id
+	// of a sandbox has, what it is besides one's machine.
 	Name string
 	// UID is the user and group id to run as; there are no other groups.
 	UID int
@@ -84,6 +86,12 @@ type Cell struct {
 	// Hide lists directories that the program sees empty and read-only. One
 	// that does not exist is skipped.
 	Hide []string
+	// View, when there is one, is all that the program sees of the host's files;
+	// Hide and Devices are for those that see all others.
+	View *View
+	// Owners, when there are any, make the program root among them, in a
+	// namespace of processes too: with it ends whatever it started.
+	Owners *Owners
 	// Devices lists device nodes that the program may open although the host
 	// keeps them to others: it gets nodes of its own in their places.
 	Devices []string
@@ -158,6 +166,10 @@ func (j *Jail) start(ctx context.Context, c Cell, enter entry, report *Report) (
 		program.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	}
 	program.Credential = &syscall.Credential{Uid: uint32(c.UID), Gid: uint32(c.UID)}
+	if o := c.Owners; o != nil {
+		program.Credential = &syscall.Credential{}
+		program.UIDs, program.GIDs = o.ids(c.UID), o.ids(o.GID)
+	}
 	program.Cgroup = enter.dir
 	program.Spawn = func(fork func() (int, error)) error {
 		return onOwnThread(func() error {
@@ -194,11 +206,14 @@ func offerToOOM(pid int, report *Report) {
 
 // limit sets what can only be set on a running process. It runs on the thread
 // that forked, which ends after it: to limit a process of another user takes
-// CAP_SYS_RESOURCE, so the thread becomes that user first.
+// CAP_SYS_RESOURCE, so the thread becomes that user first. It has that one over
+// a user namespace that it made.
 func limit(pid int, c Cell, report *Report) {
-	if err := becomeThread(c.UID); err != nil {
-		report.miss("resource limits", err)
-		return
+	if c.Owners == nil {
+		if err := becomeThread(c.UID); err != nil {
+			report.miss("resource limits", err)
+			return
+		}
 	}
 	set := func(name string, resource int, value uint64) {
 		err := unix.Prlimit(pid, resource, &unix.Rlimit{Cur: value, Max: value}, nil)

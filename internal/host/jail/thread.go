@@ -50,6 +50,28 @@ func confineThread(netns *os.File, c Cell) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("cut off mounts: %w", err)
 	}
+	last, err := lastCapability()
+	if err != nil {
+		return err
+	}
+	if err := c.narrow(); err != nil {
+		return err
+	}
+	unix.Umask(0o077)
+	if err := dropCapabilities(last); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid new privileges: %w", err)
+	}
+	return nil
+}
+
+// narrow leaves the calling thread of the host's files what the cell may see.
+func (c Cell) narrow() error {
+	if c.View != nil {
+		return c.View.show()
+	}
 	for _, d := range c.Devices {
 		if err := giveDevice(d, c.UID); err != nil {
 			return err
@@ -58,17 +80,7 @@ func confineThread(netns *os.File, c Cell) error {
 	if err := freeze(); err != nil {
 		return err
 	}
-	if err := hideDirs(c.Hide); err != nil {
-		return err
-	}
-	unix.Umask(0o077)
-	if err := dropCapabilities(); err != nil {
-		return err
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("forbid new privileges: %w", err)
-	}
-	return nil
+	return hideDirs(c.Hide)
 }
 
 // freeze makes all that is mounted read-only and takes the effect of set-uid
@@ -124,17 +136,23 @@ func giveDevice(path string, uid int) error {
 	return nil
 }
 
-// dropCapabilities empties the bounding and ambient sets. The child loses the
-// permitted set with its user id.
-func dropCapabilities() error {
+// lastCapability is the highest one that this kernel knows.
+func lastCapability() (int, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
 	if err != nil {
-		return fmt.Errorf("drop capabilities: %w", err)
+		return 0, fmt.Errorf("drop capabilities: %w", err)
 	}
 	last, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil {
-		return fmt.Errorf("drop capabilities: %w", err)
+		return 0, fmt.Errorf("drop capabilities: %w", err)
 	}
+	return last, nil
+}
+
+// dropCapabilities empties the bounding and ambient sets. The child loses the
+// permitted set with its user id, or has one that counts in its own user
+// namespace only.
+func dropCapabilities(last int) error {
 	for c := range last + 1 {
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil {
 			return fmt.Errorf("drop capability %d: %w", c, err)
