@@ -11,6 +11,7 @@ import (
 	"github.com/hutch-run/hutch/internal/guest/hooks"
 	"github.com/hutch-run/hutch/internal/guest/identity"
 	"github.com/hutch-run/hutch/internal/guest/quiesce"
+	"github.com/hutch-run/hutch/internal/guest/shares"
 	"github.com/hutch-run/hutch/internal/link"
 )
 
@@ -61,7 +62,21 @@ func (a *agent) Configure(ctx context.Context, c identity.Config) (identity.Fact
 		facts.Warnings = append(facts.Warnings, warnings...)
 		return err
 	})
+	if err == nil {
+		facts.ShareErrors, err = a.mountShares(ctx, c.Shares)
+	}
 	return facts, err
+}
+
+// mountShares mounts once the boot has settled, which brings the modules.
+func (a *agent) mountShares(ctx context.Context, all []shares.Share) (problems []string, err error) {
+	if len(all) == 0 {
+		return nil, nil
+	}
+	if err := a.awaitBuilt(ctx); err != nil {
+		return nil, err
+	}
+	return shares.Mount(shares.System(), all), nil
 }
 
 // openPort opens the link's port, and notes whether a host is connected.

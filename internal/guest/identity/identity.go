@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/hutch-run/hutch/internal/guest/clock"
+	"github.com/hutch-run/hutch/internal/guest/shares"
 )
 
 // Config is who and where the guest is. Empty fields leave what they are
@@ -36,6 +37,8 @@ type Config struct {
 	Cwd  string
 	// TestFeatures turns on what only tests need.
 	TestFeatures bool
+	// Shares are what the agent mounts besides.
+	Shares []shares.Share
 }
 
 // Network is the guest's place in the network.
@@ -55,6 +58,8 @@ type Facts struct {
 	Renamed bool
 	// Warnings are what went wrong without stopping the configuration.
 	Warnings []string
+	// ShareErrors are why shares are not mounted.
+	ShareErrors []string
 }
 
 // Kernel is what this package asks of the kernel.

@@ -26,6 +26,9 @@ func (m Mount) writable() bool {
 	return !m.ReadOnly && (m.OnDisk() || m.Type == "overlay")
 }
 
+// served reports whether m is the host's own, which it serves to this machine.
+func (m Mount) served() bool { return m.Type == "virtiofs" }
+
 // parseMounts reads the format of /proc/<pid>/mountinfo, see proc(5).
 func parseMounts(mountinfo string) ([]Mount, error) {
 	var mounts []Mount

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -24,6 +25,8 @@ const (
 	syncTime = 15 * time.Second
 	// restTime bounds each wait for filesystems to become read-only.
 	restTime = 2 * time.Second
+	// shareTime bounds the wait for each share to be unmounted.
+	shareTime = 2 * time.Second
 )
 
 // Stopper ends the processes of users.
@@ -108,6 +111,7 @@ func (p *Power) Run(ctx context.Context) error {
 	if err := p.stop(ctx, grace); err != nil {
 		p.log.Warn("not all processes ended", "err", err)
 	}
+	p.leaveShares(ctx)
 	p.sync(ctx)
 	p.rest(ctx)
 	ack := time.NewTimer(ackTime - time.Since(asked))
@@ -159,6 +163,25 @@ func (p *Power) ask(ctx context.Context, grace time.Duration) error {
 			cancel()
 			timer.Reset(killTime)
 		}
+	}
+}
+
+// leaveShares unmounts what the host serves, newest first. It comes before the
+// disks, and apart from them: one that is not served any more never answers.
+func (p *Power) leaveShares(ctx context.Context) {
+	mounts, err := p.kernel.Mounts()
+	if err != nil {
+		return // told by what comes next
+	}
+	for _, m := range slices.Backward(mounts) {
+		if !m.served() {
+			continue
+		}
+		p.bounded(ctx, "unmount "+m.Point, shareTime, func() {
+			if err := p.kernel.Unmount(m.Point); err != nil {
+				p.log.Warn("share is still in use", "err", err)
+			}
+		})
 	}
 }
 

@@ -398,3 +398,42 @@ func TestTrimHonoursItsContext(t *testing.T) {
 		t.Errorf("the trim that ran: %v", err)
 	}
 }
+
+// TestSharesGoFirst has one share that is not served any more: unmounting it
+// never ends, and keeps nothing else from being brought to rest.
+func TestSharesGoFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &stuck{journal: &journal{mounts: []Mount{
+			{Major: 254, Point: "/data", Type: "ext4", Source: "/dev/vdb"},
+			{Point: "/mnt/a", Type: "virtiofs", Source: "share0"},
+			{Point: "/mnt/b", Type: "virtiofs", Source: "share1"},
+		}}, at: "/mnt/b", free: make(chan struct{})}
+		p := New(Params{Stopper: &stopper{j: j.journal}, Kernel: j, Log: quiet})
+		p.Shutdown(time.Second)
+		if err := p.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		close(j.free)
+		synctest.Wait()
+		want := []string{"unmount /mnt/a", "sync", "read-only /data", "unmount /data", "off"}
+		got := slices.DeleteFunc(slices.Clone(j.told), func(s string) bool { return !slices.Contains(want, s) })
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("told (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// stuck is a journal with one mount that can't be removed.
+type stuck struct {
+	*journal
+	at   string
+	free chan struct{}
+}
+
+func (s *stuck) Unmount(point string) error {
+	if point == s.at {
+		<-s.free
+		return unix.EBUSY
+	}
+	return s.journal.Unmount(point)
+}

@@ -8,6 +8,7 @@ import (
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/guest/clock"
 	"github.com/hutch-run/hutch/internal/guest/identity"
+	"github.com/hutch-run/hutch/internal/guest/shares"
 )
 
 // Configure returns the answer to the link's call link.CallConfigure, which
@@ -42,6 +43,11 @@ const (
 	fieldDefaultCwd   = 8
 	fieldSetBootID    = 9
 	fieldTestFeatures = 10
+	fieldShares       = 11
+
+	fieldTag      = 1
+	fieldPath     = 2
+	fieldReadOnly = 3
 
 	fieldAddress = 1
 	fieldGateway = 2
@@ -55,6 +61,7 @@ const (
 	fieldKernelVersion = 2
 	fieldBootID        = 3
 	fieldWarnings      = 4
+	fieldShareErrors   = 5
 )
 
 // field is one field of a message: its number and its value, in one of two
@@ -118,10 +125,29 @@ func parseConfig(b []byte) (identity.Config, error) {
 			c.BootID = string(f.bytes)
 		case fieldTestFeatures:
 			c.TestFeatures = f.varint != 0
+		case fieldShares:
+			return parseShare(f.bytes, &c)
 		}
 		return nil
 	})
 	return c, err
+}
+
+func parseShare(b []byte, c *identity.Config) error {
+	var s shares.Share
+	err := walk(b, func(f field) error {
+		switch f.number {
+		case fieldTag:
+			s.Tag = string(f.bytes)
+		case fieldPath:
+			s.Path = string(f.bytes)
+		case fieldReadOnly:
+			s.ReadOnly = f.varint != 0
+		}
+		return nil
+	})
+	c.Shares = append(c.Shares, s)
+	return err
 }
 
 func parseNetwork(b []byte, n *identity.Network) error {
@@ -163,8 +189,13 @@ func appendFacts(b []byte, version string, f identity.Facts) []byte {
 	b = appendString(b, fieldAgentVersion, version)
 	b = appendString(b, fieldKernelVersion, f.Kernel)
 	b = appendString(b, fieldBootID, f.BootID)
-	for _, w := range f.Warnings {
-		b = protowire.AppendString(protowire.AppendTag(b, fieldWarnings, protowire.BytesType), w)
+	b = appendStrings(b, fieldWarnings, f.Warnings)
+	return appendStrings(b, fieldShareErrors, f.ShareErrors)
+}
+
+func appendStrings(b []byte, number protowire.Number, all []string) []byte {
+	for _, s := range all {
+		b = protowire.AppendString(protowire.AppendTag(b, number, protowire.BytesType), s)
 	}
 	return b
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/hutch-run/hutch/internal/guest/power"
 	"github.com/hutch-run/hutch/internal/guest/quiesce"
 	"github.com/hutch-run/hutch/internal/guest/runtime"
+	"github.com/hutch-run/hutch/internal/guest/shares"
 	"github.com/hutch-run/hutch/internal/guest/supervise"
 	"github.com/hutch-run/hutch/internal/guest/sysinfo"
 	"github.com/hutch-run/hutch/internal/rpcx"
@@ -97,7 +98,7 @@ func (g *guest) Read() (sysinfo.Info, error) {
 
 func (g *guest) Configure(_ context.Context, c identity.Config) (identity.Facts, error) {
 	g.config = c
-	return identity.Facts{Kernel: "6.1", BootID: "b-1", Warnings: []string{"w"}}, g.err
+	return identity.Facts{Kernel: "6.1", BootID: "b-1", Warnings: []string{"w"}, ShareErrors: []string{"s"}}, g.err
 }
 
 // serve serves g and returns a client of the service and the server.
@@ -253,15 +254,17 @@ func TestConfigure(t *testing.T) {
 		SandboxId: "sb-1", MachineId: "m", UnixNanos: 1_900_000_000_000_000_005, Entropy: []byte("e"),
 		Network: &guestv1.Network{Address: "a", Gateway: "g", Dns: []string{"d", "e"}, Mtu: 9000},
 		Env:     map[string]string{"A": "1", "B": "", "": "x"}, DefaultUser: "u", DefaultCwd: "/c", BootId: "b-1",
+		Shares: []*guestv1.Share{{Tag: "share0", Path: "/mnt/a", ReadOnly: true}, {Tag: "share1", Path: "/mnt/b"}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	same(t, &guestv1.ConfigureResponse{AgentVersion: "1.2.3", KernelVersion: "6.1", BootId: "b-1", Warnings: []string{"w"}}, res)
+	same(t, &guestv1.ConfigureResponse{AgentVersion: "1.2.3", KernelVersion: "6.1", BootId: "b-1", Warnings: []string{"w"}, ShareErrors: []string{"s"}}, res)
 	want := identity.Config{
 		ID: "sb-1", MachineID: "m", Host: clock.HostTime{Secs: 1_900_000_000, Nanos: 5, Exact: true}, Entropy: []byte("e"),
 		Network: identity.Network{Address: "a", Gateway: "g", DNS: []string{"d", "e"}, MTU: 9000},
 		Env:     map[string]string{"A": "1", "B": "", "": "x"}, User: "u", Cwd: "/c", BootID: "b-1",
+		Shares: []shares.Share{{Tag: "share0", Path: "/mnt/a", ReadOnly: true}, {Tag: "share1", Path: "/mnt/b"}},
 	}
 	if diff := cmp.Diff(want, g.config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)

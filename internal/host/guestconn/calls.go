@@ -52,6 +52,7 @@ func (c *Conn) Configure(ctx context.Context, cfg Config) (Facts, error) {
 		return Facts{}, fmt.Errorf("configure guest: %w", err)
 	}
 	request, err := proto.Marshal(&guestv1.ConfigureRequest{
+		Shares:    sharesTo(cfg.Shares),
 		SandboxId: cfg.ID, MachineId: cfg.MachineID, Entropy: entropy, Env: cfg.Env,
 		DefaultUser: cfg.DefaultUser, DefaultCwd: cfg.DefaultCwd, BootId: cfg.BootID, TestFeatures: cfg.TestFeatures,
 		Network: &guestv1.Network{Address: cfg.Address, Gateway: cfg.Gateway, Dns: cfg.DNS, Mtu: uint32(max(cfg.MTU, 0))},
@@ -66,6 +67,13 @@ func (c *Conn) Configure(ctx context.Context, cfg Config) (Facts, error) {
 	return parseFacts(reply)
 }
 
+func sharesTo(shares []Share) (all []*guestv1.Share) {
+	for _, s := range shares {
+		all = append(all, &guestv1.Share{Tag: s.Tag, Path: s.Path, ReadOnly: s.ReadOnly})
+	}
+	return all
+}
+
 func parseFacts(reply []byte) (Facts, error) {
 	var m guestv1.ConfigureResponse
 	if err := proto.Unmarshal(reply, &m); err != nil {
@@ -76,6 +84,7 @@ func parseFacts(reply []byte) (Facts, error) {
 		KernelVersion: text(m.GetKernelVersion()),
 		BootID:        text(m.GetBootId()),
 		Warnings:      texts(m.GetWarnings()),
+		ShareErrors:   texts(m.GetShareErrors()),
 	}
 	return f, nil
 }

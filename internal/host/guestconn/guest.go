@@ -91,8 +91,17 @@ type Config struct {
 	// known by from now on. Empty: it is who it was, which includes the original
 	// after a Quiesce, and one that comes back from a disk.
 	BootID string
+	// Shares are mounted before Configure returns.
+	Shares []Share
 	// TestFeatures turns on what only tests need.
 	TestFeatures bool
+}
+
+// Share is a filesystem of the host's that a guest mounts.
+type Share struct {
+	Tag      string // of the device
+	Path     string // where
+	ReadOnly bool
 }
 
 // Quiesced is how a Quiesce went.
@@ -111,6 +120,8 @@ type Facts struct {
 	KernelVersion string
 	BootID        string
 	Warnings      []string
+	// ShareErrors are why shares are not mounted.
+	ShareErrors []string
 }
 
 // Exec is one command to run.

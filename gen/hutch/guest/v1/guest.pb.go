@@ -52,7 +52,9 @@ type ConfigureRequest struct {
 	// who it is, as after a boot, and for the original after a copy was made.
 	BootId string `protobuf:"bytes,9,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// Turns on what only tests need: MmapReadFile.
-	TestFeatures  bool `protobuf:"varint,10,opt,name=test_features,json=testFeatures,proto3" json:"test_features,omitempty"`
+	TestFeatures bool `protobuf:"varint,10,opt,name=test_features,json=testFeatures,proto3" json:"test_features,omitempty"`
+	// Mounted before the reply; one that is mounted already stays as it is.
+	Shares        []*Share `protobuf:"bytes,11,rep,name=shares,proto3" json:"shares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -157,6 +159,76 @@ func (x *ConfigureRequest) GetTestFeatures() bool {
 	return false
 }
 
+func (x *ConfigureRequest) GetShares() []*Share {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+// Share is a directory of the host, by virtiofs.
+type Share struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the device.
+	Tag string `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
+	// Where it is mounted. Missing directories are made.
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	ReadOnly      bool   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Share) Reset() {
+	*x = Share{}
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Share) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Share) ProtoMessage() {}
+
+func (x *Share) ProtoReflect() protoreflect.Message {
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Share.ProtoReflect.Descriptor instead.
+func (*Share) Descriptor() ([]byte, []int) {
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Share) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+func (x *Share) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Share) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
 // Network is the guest's place in the network.
 type Network struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -173,7 +245,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[1]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -185,7 +257,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[1]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -198,7 +270,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{1}
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Network) GetAddress() string {
@@ -236,14 +308,16 @@ type ConfigureResponse struct {
 	// Id of this boot, a UUID: the kernel's, or the one that was given to a copy.
 	BootId string `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// What went wrong without stopping the configuration, in words.
-	Warnings      []string `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,4,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Why shares are not mounted, in words.
+	ShareErrors   []string `protobuf:"bytes,5,rep,name=share_errors,json=shareErrors,proto3" json:"share_errors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConfigureResponse) Reset() {
 	*x = ConfigureResponse{}
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[2]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -255,7 +329,7 @@ func (x *ConfigureResponse) String() string {
 func (*ConfigureResponse) ProtoMessage() {}
 
 func (x *ConfigureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[2]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -268,7 +342,7 @@ func (x *ConfigureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureResponse) Descriptor() ([]byte, []int) {
-	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{2}
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ConfigureResponse) GetAgentVersion() string {
@@ -299,6 +373,13 @@ func (x *ConfigureResponse) GetWarnings() []string {
 	return nil
 }
 
+func (x *ConfigureResponse) GetShareErrors() []string {
+	if x != nil {
+		return x.ShareErrors
+	}
+	return nil
+}
+
 // The call "clock" of the link: ClockRequest to ClockResponse. The host reads the
 // guest's clock some times, takes the reading that was quickest for what it is,
 // and then has the clock corrected by the difference, which, unlike a time, does
@@ -316,7 +397,7 @@ type ClockRequest struct {
 
 func (x *ClockRequest) Reset() {
 	*x = ClockRequest{}
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +409,7 @@ func (x *ClockRequest) String() string {
 func (*ClockRequest) ProtoMessage() {}
 
 func (x *ClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[3]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +422,7 @@ func (x *ClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockRequest.ProtoReflect.Descriptor instead.
 func (*ClockRequest) Descriptor() ([]byte, []int) {
-	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{3}
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ClockRequest) GetAheadNanos() int64 {
@@ -368,7 +449,7 @@ type ClockResponse struct {
 
 func (x *ClockResponse) Reset() {
 	*x = ClockResponse{}
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +461,7 @@ func (x *ClockResponse) String() string {
 func (*ClockResponse) ProtoMessage() {}
 
 func (x *ClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[4]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +474,7 @@ func (x *ClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockResponse.ProtoReflect.Descriptor instead.
 func (*ClockResponse) Descriptor() ([]byte, []int) {
-	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{4}
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ClockResponse) GetUnixNanos() int64 {
@@ -419,7 +500,7 @@ type QuiesceRequest struct {
 
 func (x *QuiesceRequest) Reset() {
 	*x = QuiesceRequest{}
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[5]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +512,7 @@ func (x *QuiesceRequest) String() string {
 func (*QuiesceRequest) ProtoMessage() {}
 
 func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[5]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +525,7 @@ func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceRequest) Descriptor() ([]byte, []int) {
-	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{5}
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{6}
 }
 
 type QuiesceResponse struct {
@@ -462,7 +543,7 @@ type QuiesceResponse struct {
 
 func (x *QuiesceResponse) Reset() {
 	*x = QuiesceResponse{}
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[6]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +555,7 @@ func (x *QuiesceResponse) String() string {
 func (*QuiesceResponse) ProtoMessage() {}
 
 func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hutch_guest_v1_guest_proto_msgTypes[6]
+	mi := &file_hutch_guest_v1_guest_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +568,7 @@ func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceResponse) Descriptor() ([]byte, []int) {
-	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{6}
+	return file_hutch_guest_v1_guest_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *QuiesceResponse) GetFlushNanos() int64 {
@@ -522,7 +603,7 @@ var File_hutch_guest_v1_guest_proto protoreflect.FileDescriptor
 
 const file_hutch_guest_v1_guest_proto_rawDesc = "" +
 	"\n" +
-	"\x1ahutch/guest/v1/guest.proto\x12\x0ehutch.guest.v1\"\xb3\x03\n" +
+	"\x1ahutch/guest/v1/guest.proto\x12\x0ehutch.guest.v1\"\xe2\x03\n" +
 	"\x10ConfigureRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1d\n" +
@@ -538,20 +619,26 @@ const file_hutch_guest_v1_guest_proto_rawDesc = "" +
 	"defaultCwd\x12\x17\n" +
 	"\aboot_id\x18\t \x01(\tR\x06bootId\x12#\n" +
 	"\rtest_features\x18\n" +
-	" \x01(\bR\ftestFeatures\x1a6\n" +
+	" \x01(\bR\ftestFeatures\x12-\n" +
+	"\x06shares\x18\v \x03(\v2\x15.hutch.guest.v1.ShareR\x06shares\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
+	"\x05Share\x12\x10\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1b\n" +
+	"\tread_only\x18\x03 \x01(\bR\breadOnly\"a\n" +
 	"\aNetwork\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x10\n" +
 	"\x03dns\x18\x03 \x03(\tR\x03dns\x12\x10\n" +
-	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\x94\x01\n" +
+	"\x03mtu\x18\x04 \x01(\rR\x03mtu\"\xb7\x01\n" +
 	"\x11ConfigureResponse\x12#\n" +
 	"\ragent_version\x18\x01 \x01(\tR\fagentVersion\x12%\n" +
 	"\x0ekernel_version\x18\x02 \x01(\tR\rkernelVersion\x12\x17\n" +
 	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x1a\n" +
-	"\bwarnings\x18\x04 \x03(\tR\bwarnings\"G\n" +
+	"\bwarnings\x18\x04 \x03(\tR\bwarnings\x12!\n" +
+	"\fshare_errors\x18\x05 \x03(\tR\vshareErrors\"G\n" +
 	"\fClockRequest\x12\x1f\n" +
 	"\vahead_nanos\x18\x01 \x01(\x03R\n" +
 	"aheadNanos\x12\x16\n" +
@@ -580,25 +667,27 @@ func file_hutch_guest_v1_guest_proto_rawDescGZIP() []byte {
 	return file_hutch_guest_v1_guest_proto_rawDescData
 }
 
-var file_hutch_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_hutch_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_hutch_guest_v1_guest_proto_goTypes = []any{
 	(*ConfigureRequest)(nil),  // 0: hutch.guest.v1.ConfigureRequest
-	(*Network)(nil),           // 1: hutch.guest.v1.Network
-	(*ConfigureResponse)(nil), // 2: hutch.guest.v1.ConfigureResponse
-	(*ClockRequest)(nil),      // 3: hutch.guest.v1.ClockRequest
-	(*ClockResponse)(nil),     // 4: hutch.guest.v1.ClockResponse
-	(*QuiesceRequest)(nil),    // 5: hutch.guest.v1.QuiesceRequest
-	(*QuiesceResponse)(nil),   // 6: hutch.guest.v1.QuiesceResponse
-	nil,                       // 7: hutch.guest.v1.ConfigureRequest.EnvEntry
+	(*Share)(nil),             // 1: hutch.guest.v1.Share
+	(*Network)(nil),           // 2: hutch.guest.v1.Network
+	(*ConfigureResponse)(nil), // 3: hutch.guest.v1.ConfigureResponse
+	(*ClockRequest)(nil),      // 4: hutch.guest.v1.ClockRequest
+	(*ClockResponse)(nil),     // 5: hutch.guest.v1.ClockResponse
+	(*QuiesceRequest)(nil),    // 6: hutch.guest.v1.QuiesceRequest
+	(*QuiesceResponse)(nil),   // 7: hutch.guest.v1.QuiesceResponse
+	nil,                       // 8: hutch.guest.v1.ConfigureRequest.EnvEntry
 }
 var file_hutch_guest_v1_guest_proto_depIdxs = []int32{
-	1, // 0: hutch.guest.v1.ConfigureRequest.network:type_name -> hutch.guest.v1.Network
-	7, // 1: hutch.guest.v1.ConfigureRequest.env:type_name -> hutch.guest.v1.ConfigureRequest.EnvEntry
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	2, // 0: hutch.guest.v1.ConfigureRequest.network:type_name -> hutch.guest.v1.Network
+	8, // 1: hutch.guest.v1.ConfigureRequest.env:type_name -> hutch.guest.v1.ConfigureRequest.EnvEntry
+	1, // 2: hutch.guest.v1.ConfigureRequest.shares:type_name -> hutch.guest.v1.Share
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_hutch_guest_v1_guest_proto_init() }
@@ -612,7 +701,7 @@ func file_hutch_guest_v1_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hutch_guest_v1_guest_proto_rawDesc), len(file_hutch_guest_v1_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
