@@ -62,7 +62,7 @@ func rules() []rule {
 		{"internal/host/auth", []string{"internal/rpcx", "gen/..."}, "a leaf; the services' names come from gen"},
 		{"internal/host/lifecycle", []string{
 			"internal/host/vmm", "internal/host/network", "internal/host/disk", "internal/host/template", "internal/host/kernel",
-			"internal/host/guestconn", "internal/host/store", "internal/host/events", "internal/host/snapshot",
+			"internal/host/guestconn", "internal/host/store", "internal/host/events", "internal/host/snapshot", "internal/host/share",
 		}, "the heart knows its leaves' interfaces, never gen, never a concrete driver"},
 		{"internal/host/guestconn", []string{"internal/host/guestconn/...", "internal/link", "internal/rpcx", "gen/..."}, "the one client of the guest"},
 		{"internal/host/vmm/qemu", []string{"internal/host/vmm", "internal/host/vmm/qemu/...", "internal/proc", "internal/host/jail", "internal/link"}, "a driver never knows another driver"},
@@ -74,6 +74,7 @@ func rules() []rule {
 		{"internal/host/vmm/vmmtest/guestinit", []string{"internal/host/vmm/vmmtest/testguest"}, "the test's guest is small"},
 		leaf("internal/host/vmm"),
 		leaf("internal/host/jail", "internal/proc"),
+		leaf("internal/host/share", "internal/host/jail", "internal/proc"),
 		leaf("internal/host/network"),
 		leaf("internal/host/disk"),
 		leaf("internal/host/snapshot"),

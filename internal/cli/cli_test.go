@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	hostagentv1 "github.com/hutch-run/hutch/gen/hostagent/v1"
 )
@@ -81,6 +82,26 @@ func TestCreateRequest(t *testing.T) {
 	f.network = "some"
 	if _, err := f.request("debian", noEnv); err == nil || !strings.Contains(err.Error(), "internet, none or allow") {
 		t.Errorf("bad mode: %v", err)
+	}
+}
+
+func TestShareFlag(t *testing.T) {
+	f := createFlags{network: "internet", shares: []string{"/srv/a:/mnt/a", "/srv/b:/mnt/b:ro", "/srv/c:/mnt/c:rw"}}
+	req, err := f.request("", noEnv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &hostagentv1.CreateSandboxRequest{Shares: []*hostagentv1.HostShare{
+		{HostPath: "/srv/a", GuestPath: "/mnt/a"}, {HostPath: "/srv/b", GuestPath: "/mnt/b", ReadOnly: true}, {HostPath: "/srv/c", GuestPath: "/mnt/c"},
+	}}
+	if diff := cmp.Diff(want.GetShares(), req.GetShares(), protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range []string{"", "/a", "a:/b", "/a:b", "/a:/b:x", ":ro", "/a:ro"} {
+		f.shares = []string{bad}
+		if _, err := f.request("", noEnv); err == nil || !strings.HasPrefix(err.Error(), "--share ") {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }
 

@@ -27,6 +27,7 @@ type createFlags struct {
 	labels  []string
 	network string
 	allow   []string
+	shares  []string
 }
 
 func (f *createFlags) register(c *cobra.Command) {
@@ -44,6 +45,7 @@ func (f *createFlags) register(c *cobra.Command) {
 	fl.StringArrayVarP(&f.labels, "label", "l", nil, "label `KEY=VALUE`")
 	fl.StringVar(&f.network, "network", "internet", "what it may reach: internet, none or allow")
 	fl.StringArrayVar(&f.allow, "allow", nil, "IPv4 address or `PREFIX` that it may reach besides")
+	fl.StringArrayVar(&f.shares, "share", nil, "directory of hutchd's host that it sees, as `HOST:GUEST[:ro]`")
 }
 
 func (f *createFlags) request(template string, getenv func(string) string) (*hostagentv1.CreateSandboxRequest, error) {
@@ -63,6 +65,10 @@ func (f *createFlags) request(template string, getenv func(string) string) (*hos
 	if err != nil {
 		return nil, err
 	}
+	shares, err := hostShares(f.shares)
+	if err != nil {
+		return nil, err
+	}
 	then, err := f.onTimeout()
 	if err != nil {
 		return nil, err
@@ -79,8 +85,21 @@ func (f *createFlags) request(template string, getenv func(string) string) (*hos
 		Template: template, SandboxId: f.id, Vcpus: f.vcpus, MemoryMb: memory, DiskSizeMb: disk,
 		TimeoutSec: int32((f.idle + time.Second - 1) / time.Second), DefaultUser: f.user, DefaultEnv: env, Labels: labels,
 		Network:   &hostagentv1.NetworkPolicy{Mode: mode, Allow: f.allow},
-		ColdStart: f.cold, OnTimeout: then, AutoResume: f.auto,
+		ColdStart: f.cold, OnTimeout: then, AutoResume: f.auto, Shares: shares,
 	}, nil
+}
+
+// hostShares reads HOST:GUEST and HOST:GUEST:ro. Neither path has a colon.
+func hostShares(in []string) (shares []*hostagentv1.HostShare, err error) {
+	for _, s := range in {
+		rest, readOnly := strings.CutSuffix(s, ":ro")
+		host, guest, ok := strings.Cut(strings.TrimSuffix(rest, ":rw"), ":")
+		if !ok || !strings.HasPrefix(host, "/") || !strings.HasPrefix(guest, "/") || strings.Contains(guest, ":") {
+			return nil, fmt.Errorf("--share %q: want HOST:GUEST or HOST:GUEST:ro with two absolute paths, the first on hutchd's host", s)
+		}
+		shares = append(shares, &hostagentv1.HostShare{HostPath: host, GuestPath: guest, ReadOnly: readOnly})
+	}
+	return shares, nil
 }
 
 func (f *createFlags) onTimeout() (hostagentv1.OnTimeout, error) {

@@ -70,6 +70,10 @@ type Record struct {
 	HostIP   string   `json:"host_ip,omitempty"`
 	Machine  *Machine `json:"machine,omitempty"`
 
+	// ShareServers are the processes that serve Spec.Shares, in its order, while
+	// there is a machine. One that has ended is zero.
+	ShareServers []Process `json:"share_servers,omitempty"`
+
 	MachineID     string  `json:"machine_id"`
 	Boots         int     `json:"boots"`
 	BootID        string  `json:"boot_id,omitempty"`

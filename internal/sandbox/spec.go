@@ -68,6 +68,13 @@ const (
 	HibernateOnTimeout OnTimeout = "hibernate" // as well when it is paused then
 )
 
+// Share is a directory of the host that a sandbox sees as one of its own.
+type Share struct {
+	HostPath  string `json:"host_path"`
+	GuestPath string `json:"guest_path"`
+	ReadOnly  bool   `json:"read_only,omitempty"`
+}
+
 // Spec is what a caller asked for, with all defaults filled in. Two creates
 // with the same id are the same request exactly when their specs are equal.
 type Spec struct {
@@ -81,6 +88,9 @@ type Spec struct {
 	DefaultEnv  map[string]string `json:"default_env,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty"`
 	Network     Policy            `json:"network"`
+	// Shares is sorted by path in the guest. Such a sandbox always boots, and its
+	// memory can't be written down.
+	Shares []Share `json:"shares,omitempty"`
 	// AutoResume has a use resume it when it is paused or hibernated.
 	AutoResume bool `json:"auto_resume,omitempty"`
 	// ColdStart asks for a boot, also where there is a warm template.

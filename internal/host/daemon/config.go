@@ -44,6 +44,7 @@ type Config struct {
 	Slots  SlotsConfig  `toml:"slots"`
 	Warm   WarmConfig   `toml:"warm"`
 	Ports  PortsConfig  `toml:"ports"`
+	Shares SharesConfig `toml:"shares"`
 }
 
 // LimitsConfig bounds what sandboxes take of the host. Zero: see each.
@@ -78,6 +79,22 @@ type WarmConfig struct {
 type PortsConfig struct {
 	Bind       string `toml:"bind"`       // "loopback", "any", "none"
 	Privileged bool   `toml:"privileged"` // ports below 1024 too
+}
+
+// SharesConfig is about directories of the host in sandboxes.
+type SharesConfig struct {
+	// Allow lists the directories that sandboxes may be given, with all below
+	// them. Empty: none.
+	Allow []string `toml:"allow"`
+}
+
+func (s SharesConfig) check() error {
+	for _, dir := range s.Allow {
+		if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || dir == "/" {
+			return fmt.Errorf("shares.allow %q: want a plain absolute path of a directory, and not the whole host", dir)
+		}
+	}
+	return nil
 }
 
 // DefaultConfig is what hutchd does when told nothing.
@@ -146,6 +163,9 @@ func (c Config) finish() (Config, error) {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return c, errors.New("tls_cert and tls_key belong together: give both or none")
+	}
+	if err := c.Shares.check(); err != nil {
+		return c, err
 	}
 	if _, err := c.logLevel(); err != nil {
 		return c, err

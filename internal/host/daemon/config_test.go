@@ -33,6 +33,8 @@ dns = ["192.0.2.53"]
 [ports]
 bind = "any"
 privileged = true
+[shares]
+allow = ["/srv/a", "/srv/b c"]
 `)
 	c, err := ReadConfig(path)
 	if err != nil {
@@ -43,6 +45,7 @@ privileged = true
 	want.Listen = []string{"unix:/run/h.sock", "tcp:127.0.0.1:7070"}
 	want.Limits.MaxSandboxes, want.Slots = 7, SlotsConfig{DNS: []string{"192.0.2.53"}}
 	want.Ports = PortsConfig{Bind: "any", Privileged: true}
+	want.Shares = SharesConfig{Allow: []string{"/srv/a", "/srv/b c"}}
 	if d := cmp.Diff(want, c); d != "" {
 		t.Error(d)
 	}
@@ -106,5 +109,15 @@ func TestDefaultsFollowTheDirectories(t *testing.T) {
 func TestRootsHaveTheirOwnTags(t *testing.T) {
 	if rootTag("/a") == rootTag("/b") || len(rootTag("/a")) != 8 {
 		t.Errorf("tags %s and %s", rootTag("/a"), rootTag("/b"))
+	}
+}
+
+func TestSharedDirectoriesArePlain(t *testing.T) {
+	for _, bad := range []string{"/", "srv", "/srv/", "/srv/../etc", ""} {
+		c := DefaultConfig()
+		c.Shares.Allow = []string{bad}
+		if _, err := c.finish(); err == nil || !strings.Contains(err.Error(), "shares.allow") {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }

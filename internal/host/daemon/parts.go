@@ -23,6 +23,7 @@ import (
 	"github.com/hutch-run/hutch/internal/host/metrics"
 	"github.com/hutch-run/hutch/internal/host/network"
 	"github.com/hutch-run/hutch/internal/host/ports"
+	"github.com/hutch-run/hutch/internal/host/share"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/host/store"
 	"github.com/hutch-run/hutch/internal/host/template"
@@ -155,7 +156,7 @@ func rootTag(root string) string {
 	return hex.EncodeToString(sum[:4])
 }
 
-func (p *parts) openSandboxes(context.Context) error {
+func (p *parts) openSandboxes(ctx context.Context) error {
 	p.metrics = metrics.New(metrics.Params{Version: version.Version, Snapshot: p.levels})
 	l := p.cfg.Limits
 	starts := l.MaxStarts
@@ -168,12 +169,15 @@ func (p *parts) openSandboxes(context.Context) error {
 		Events: meteredEvents{p.events, p.metrics},
 		Kernel: p.kernels.Current, OldKernel: p.kernels.Get, Snapshots: p.snapshots,
 		Warm: lifecycle.Warm{Auto: p.cfg.Warm.Auto, MemoryMB: p.cfg.Warm.MemoryMB, DiskMB: p.cfg.Warm.DiskMB, Spares: p.cfg.Warm.Spares, Rest: warmRest},
+		Shares: share.New(ctx, share.Params{
+			Jail: p.jail, Allow: p.cfg.Shares.Allow, Deny: []string{p.cfg.Root, p.cfg.RunDir, "/etc/hutch", "/proc", "/sys", "/dev"}, Logger: p.log,
+		}),
 		Connect: func(vm vmm.VM, log *slog.Logger) guestconn.Guest {
 			return guestconn.New(guestconn.Params{Dial: vm.DialLink, Done: vm.Done(), Log: log})
 		},
 		Capacity: func() (lifecycle.Capacity, error) { return capacity(p.cfg.Root) },
 		ReclaimJails: func(ctx context.Context, live func(sandbox.ID) bool) error {
-			_, err := p.jail.Reclaim(ctx, func(name string) bool { return live(sandbox.ID(name)) })
+			_, err := p.jail.Reclaim(ctx, func(name string) bool { return live(share.Owner(name)) })
 			return err
 		},
 		Cmdline: "quiet", RunDir: p.cfg.RunDir, DNS: p.network.DNS(), Log: p.log,

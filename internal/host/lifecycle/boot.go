@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/hutch-run/hutch/internal/fault"
@@ -276,9 +277,14 @@ func (o *boot) launch(ctx context.Context) error {
 	o.rec.KernelID = o.kernel.ID
 	spec := o.vmSpec(o.image, o.kernel, o.slot.Netns)
 	spec.NIC = &vmm.NIC{Tap: tap, MAC: network.GuestMAC}
+	letGo, err := o.serveShares(ctx, &spec)
+	defer letGo()
+	if err != nil {
+		return err
+	}
 	vm, err := o.start(ctx, spec)
 	if err != nil {
-		return fmt.Errorf("launch VM: %w", err)
+		return o.blameShares(fmt.Errorf("launch VM: %w", err))
 	}
 	machine := vm.Machine()
 	o.vm, o.rec.Machine = vm, &machine
@@ -330,9 +336,15 @@ func (o *boot) configure(ctx context.Context) error {
 	defer stop()
 	config := o.guestConfig()
 	config.BootID = o.bootID
+	if o.from == nil {
+		config.Shares = o.mountedShares()
+	}
 	facts, err := o.guest.Configure(ctx, config)
 	if err != nil {
 		return o.explain(ctx, "configure guest", err)
+	}
+	if len(facts.ShareErrors) > 0 {
+		return o.blameShares(fault.New(fault.Unavailable, "mount shares in the guest: %s", printable(strings.Join(facts.ShareErrors, "; "), 600)))
 	}
 	for _, w := range facts.Warnings[:min(len(facts.Warnings), 20)] {
 		o.log.Warn("guest configured with a warning", slog.String("warning", printable(w, 300)))
@@ -428,7 +440,7 @@ func (b *box) vmSpec(image string, k kernel.Pack, netns string) vmm.Spec {
 			{Serial: modulesDisk, Path: k.Modules, ReadOnly: true},
 			{Serial: dataDisk, Path: r.DataDisk(b.id), Discard: true},
 		},
-		Netns: netns, Dir: b.runDir(), ConsoleLog: r.ConsoleLog(b.id), VMMLog: r.VMMLog(b.id),
+		Shares: b.shareTags(), Netns: netns, Dir: b.runDir(), ConsoleLog: r.ConsoleLog(b.id), VMMLog: r.VMMLog(b.id),
 		UID: b.m.p.UIDBase + b.rec.Slot,
 	}
 }

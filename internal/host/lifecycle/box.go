@@ -56,6 +56,7 @@ type box struct {
 
 	rec      sandbox.Record
 	vm       vmm.VM
+	shares   *servedShares
 	guest    guestconn.Guest
 	clock    *clockSync
 	slot     network.Slot // while there is one
@@ -156,6 +157,8 @@ func (b *box) turn() {
 		b.vmEnded()
 	case r := <-b.inbox:
 		b.answer(r)
+	case i := <-b.shares.ended():
+		b.shareEnded(i)
 	case <-b.timer.C:
 		b.onTimer()
 	case <-b.m.closing.Done():

@@ -77,6 +77,7 @@ func (b *box) end(a *attempt) error {
 	steps := []step{
 		{"guest connection", b.dropGuest},
 		{"VM", b.killVM},
+		{"shares", b.endShares},
 		{"network slot", b.freeSlot},
 		{"run directory", b.dropRunDir},
 	}

@@ -33,6 +33,11 @@
 // (spares.go). A memory is marked as used before its processors run, for a second
 // use would find a disk that it does not know.
 //
+// Directories of the host are served to a machine by processes of their own
+// (shares.go), which are started before it and ended after it. Part of such a
+// machine is outside of its memory: it boots and is never written down, and a
+// server that ends is told, not replaced.
+//
 // Inactivity is counted from the end of the last use, from a resume, from the
 // start, from an explicit KeepAlive, or, after a restart of hutchd, from its
 // adoption: ActiveAt is kept in memory and written along with other changes

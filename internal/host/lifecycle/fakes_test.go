@@ -395,15 +395,22 @@ func (g *fakeGuest) Configure(ctx context.Context, c guestconn.Config) (guestcon
 	if err := g.s.pass(ctx, "Configure"); err != nil {
 		return guestconn.Facts{}, err
 	}
-	return guestconn.Facts{AgentVersion: "1.2", KernelVersion: "6.1", BootID: "guest-boot"}, g.s.do("Configure", func() error {
+	facts := guestconn.Facts{AgentVersion: "1.2", KernelVersion: "6.1", BootID: "guest-boot"}
+	err := g.s.do("Configure", func() error {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		g.config = c
 		g.m.w.mu.Lock()
 		defer g.m.w.mu.Unlock()
 		g.m.held = false
+		for _, s := range c.Shares {
+			if g.m.w.noMounts {
+				facts.ShareErrors = append(facts.ShareErrors, s.Path+": no such device")
+			}
+		}
 		return nil
 	})
+	return facts, err
 }
 
 func (g *fakeGuest) Quiesce(ctx context.Context) (guestconn.Quiesced, error) {

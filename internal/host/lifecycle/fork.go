@@ -30,6 +30,9 @@ func (m *Manager) Fork(ctx context.Context, id sandbox.ID, count int) (_ Forked,
 	if err != nil {
 		return Forked{}, err
 	}
+	if err := b.unbound("forked"); err != nil {
+		return Forked{}, err
+	}
 	rooms, err := m.admitAll(b.pub.Load().rec.Spec.MemoryMB, count)
 	if err != nil {
 		return Forked{}, err

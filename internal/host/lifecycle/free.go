@@ -122,7 +122,7 @@ func (b *box) freeMachine(ctx context.Context) error {
 	if err = errors.Join(err, b.killVM(ctx)); err != nil {
 		return err
 	}
-	if err := b.dropSockets(ctx); err != nil {
+	if err := errors.Join(b.endShares(ctx), b.dropSockets(ctx)); err != nil {
 		return err
 	}
 	if b.rec.State != sandbox.Hibernated { // which keeps its address

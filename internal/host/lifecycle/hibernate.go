@@ -23,6 +23,9 @@ func (m *Manager) Hibernate(ctx context.Context, id sandbox.ID) error {
 	if err != nil {
 		return err
 	}
+	if err := b.unbound("hibernated"); err != nil {
+		return err
+	}
 	return b.ask(ctx, sandbox.Hibernate, false, func() error { return b.hibernate(sandbox.ByUser, "") })
 }
 

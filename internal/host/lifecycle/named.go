@@ -49,6 +49,9 @@ func (m *Manager) prepareSnapshot(id sandbox.ID, name string) (b *box, done func
 	if b, err = m.find(id); err != nil {
 		return nil, nil, err
 	}
+	if err := b.unbound("written down as a snapshot"); err != nil {
+		return nil, nil, err
+	}
 	_, _, release, err := m.p.Templates.Hold(name)
 	if err == nil {
 		release()

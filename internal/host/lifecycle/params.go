@@ -9,6 +9,7 @@ import (
 	"github.com/hutch-run/hutch/internal/host/guestconn"
 	"github.com/hutch-run/hutch/internal/host/kernel"
 	"github.com/hutch-run/hutch/internal/host/network"
+	"github.com/hutch-run/hutch/internal/host/share"
 	"github.com/hutch-run/hutch/internal/host/store"
 	"github.com/hutch-run/hutch/internal/host/template"
 	"github.com/hutch-run/hutch/internal/host/vmm"
@@ -112,6 +113,8 @@ type Params struct {
 	Events    Events
 	Disks     Disks
 	Templates Templates
+	// Shares serves directories of the host. Nil: it shares none.
+	Shares share.Host
 	// Kernel returns the pack that new boots use.
 	Kernel func() (kernel.Pack, error)
 	// Snapshots keeps snapshots. Nil: there are none.

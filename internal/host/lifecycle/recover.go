@@ -249,6 +249,7 @@ func (b *box) adopt() {
 		return
 	}
 	b.vm = vm
+	b.adoptShares(ctx)
 	if b.slot, err = b.m.p.Slots.Adopt(ctx, b.rec.Slot, b.rec.Spec.Network); err != nil {
 		// Nobody knows what it could reach: better no VM than one let loose.
 		lost.reason = fmt.Sprintf("its network slot can't be taken up: %v", err)

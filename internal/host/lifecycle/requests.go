@@ -81,6 +81,9 @@ func (m *Manager) createOrJoin(id sandbox.ID, spec sandbox.Spec, fresh bool) (b 
 	if err := checkCaps(spec, m.p.Driver.Caps()); err != nil {
 		return nil, false, err
 	}
+	if err := m.allowShares(spec); err != nil {
+		return nil, false, err
+	}
 	o, err := m.planCreate(src, spec)
 	if err != nil {
 		return nil, false, err
@@ -126,7 +129,7 @@ func (m *Manager) planCreate(src source, spec sandbox.Spec) (*boot, error) {
 	o := &boot{op: "create", image: src.image, release: src.release}
 	var err error
 	switch {
-	case src.still != nil && !spec.ColdStart:
+	case src.still != nil && !spec.ColdStart: // and no shares, see source.check
 		o.still, o.onlyCopy = src.still, true
 		o.kernel, err = m.kernelOf(src.still.snap.Fits.KernelID)
 		return o, err
@@ -136,7 +139,7 @@ func (m *Manager) planCreate(src source, spec sandbox.Spec) (*boot, error) {
 	if o.kernel, err = m.p.Kernel(); err != nil {
 		return nil, fmt.Errorf("find kernel: %w", err)
 	}
-	if src.still != nil || spec.ColdStart {
+	if src.still != nil || spec.ColdStart || len(spec.Shares) > 0 {
 		return o, nil
 	}
 	shape := m.shape(spec, src.template, o.kernel)
@@ -234,6 +237,9 @@ func fillFrom(s, from sandbox.Spec) sandbox.Spec {
 	s = s.WithDefaults()
 	if p, err := normal(s.Network); err == nil {
 		s.Network = p
+	}
+	if shares, err := checkShares(s.Shares); err == nil {
+		s.Shares = shares
 	}
 	return s
 }

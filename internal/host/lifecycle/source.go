@@ -70,6 +70,8 @@ func (src source) check(s sandbox.Spec) error {
 		return fault.BadField("disk_size_mb", "snapshot %s has a disk of %d MiB; leave it out", snap.Name, snap.DiskMB)
 	case s.ColdStart:
 		return nil
+	case len(s.Shares) > 0:
+		return fault.BadField("shares", "a copy of snapshot %s can't have any: %s; ask for a cold start, which boots from its disk", snap.Name, whyBound)
 	case s.VCPUs != snap.Fits.VCPUs:
 		return fault.BadField("vcpus", "snapshot %s has %d; %s", snap.Name, snap.Fits.VCPUs, help)
 	case s.MemoryMB != snap.Fits.MemoryMB:

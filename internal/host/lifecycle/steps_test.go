@@ -81,7 +81,7 @@ func TestRebootUnwindsAtEveryStep(t *testing.T) {
 }
 
 func TestDestroyTriesAgainAfterEveryStep(t *testing.T) {
-	for _, name := range []string{"record", "guest connection", "VM", "network slot", "run directory", "files"} {
+	for _, name := range []string{"record", "guest connection", "VM", "shares", "network slot", "run directory", "files"} {
 		t.Run(name, func(t *testing.T) {
 			testenv.CheckGoroutines(t)
 			w := newWorld(t)

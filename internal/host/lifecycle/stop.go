@@ -33,6 +33,7 @@ func (b *box) leave() {
 		}
 	}
 	_ = b.dropGuest(b.life) // never an error
+	b.shares.letGo(b.log)
 	if b.vm != nil {
 		if err := b.vm.Close(); err != nil {
 			b.log.Warn("VM could not be let go of", slog.Any("error", err))

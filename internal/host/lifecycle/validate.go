@@ -46,11 +46,18 @@ func validate(s sandbox.Spec, maxVCPUs int) (sandbox.Spec, error) {
 	case s.DefaultUser != "" && !regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`).MatchString(s.DefaultUser):
 		return s, fault.BadField("default_user", "%q is no user name", s.DefaultUser)
 	}
-	if err := checkEnv(s.DefaultEnv); err != nil {
+	err := checkEnv(s.DefaultEnv)
+	if err != nil {
 		return s, err
 	}
 	if err := checkLabels(s.Labels); err != nil {
 		return s, err
+	}
+	if s.Shares, err = checkShares(s.Shares); err != nil {
+		return s, err
+	}
+	if len(s.Shares) > 0 && s.OnTimeout == sandbox.HibernateOnTimeout {
+		return s, fault.BadField("on_timeout", "a sandbox with shares can't hibernate: %s; use pause or destroy", whyBound)
 	}
 	policy, err := normal(s.Network)
 	if err != nil {
@@ -143,7 +150,7 @@ func same(a, b sandbox.Spec) bool {
 	return a.Template == b.Template && a.VCPUs == b.VCPUs && a.MemoryMB == b.MemoryMB && a.DiskMB == b.DiskMB &&
 		a.Timeout == b.Timeout && a.OnTimeout == b.OnTimeout && a.AutoResume == b.AutoResume && a.DefaultUser == b.DefaultUser &&
 		maps.Equal(a.DefaultEnv, b.DefaultEnv) && maps.Equal(a.Labels, b.Labels) &&
-		a.TestFeatures == b.TestFeatures && samePolicy(a.Network, b.Network)
+		a.TestFeatures == b.TestFeatures && slices.Equal(a.Shares, b.Shares) && samePolicy(a.Network, b.Network)
 }
 
 func samePolicy(a, b sandbox.Policy) bool { return a.Mode == b.Mode && slices.Equal(a.Allow, b.Allow) }

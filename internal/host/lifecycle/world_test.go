@@ -36,6 +36,7 @@ type world struct {
 	nextPID  int
 	vms      map[int]*machine // alive, by pid
 	exits    map[int]vmm.Exit // of those that ended and left a trace of how
+	daemons  map[int]*daemon  // of shares, alive, by pid
 	launched int
 	slots    map[int]bool
 	policies map[int]sandbox.Policy
@@ -43,6 +44,7 @@ type world struct {
 	changed  chan struct{}
 	silent   bool   // guests don't say hello
 	deaf     bool   // guests don't shut down
+	noMounts bool   // guests can't mount shares
 	lacks    string // why guests can't have Docker; empty: they can
 	crashes  uint32 // how often what guests start has ended
 	capacity Capacity
@@ -71,7 +73,7 @@ func newWorld(t testing.TB) *world {
 	t.Cleanup(func() { os.RemoveAll(base) })
 	return &world{
 		root: filepath.Join(base, "root"), run: filepath.Join(base, "run"), bootID: "boot-1", nextPID: 100,
-		vms: map[int]*machine{}, exits: map[int]vmm.Exit{}, slots: map[int]bool{}, policies: map[int]sandbox.Policy{}, changed: make(chan struct{}),
+		vms: map[int]*machine{}, exits: map[int]vmm.Exit{}, daemons: map[int]*daemon{}, slots: map[int]bool{}, policies: map[int]sandbox.Policy{}, changed: make(chan struct{}),
 		capacity: Capacity{MemoryMB: 1 << 20, DiskMB: 1 << 20},
 	}
 }
@@ -110,6 +112,7 @@ func (w *world) reboot() {
 	w.mu.Lock()
 	vms := w.vms
 	w.vms, w.slots, w.bootID = map[int]*machine{}, map[int]bool{}, w.bootID+"+"
+	w.daemons = map[int]*daemon{}
 	w.mu.Unlock()
 	for _, vm := range vms {
 		close(vm.done)
@@ -142,6 +145,9 @@ func (w *world) checkEmpty(t testing.TB) {
 	for pid, vm := range w.vms {
 		t.Errorf("VM %d of %s is left", pid, vm.spec.ID)
 	}
+	for pid, d := range w.daemons {
+		t.Errorf("server %d of share %d of %s is left", pid, d.at.Index, d.at.ID)
+	}
 	for slot := range w.slots {
 		t.Errorf("network slot %d is left", slot)
 	}
@@ -173,6 +179,9 @@ func (w *world) checkWhole(t testing.TB, views []View) {
 			if w.vms[v.Pid] == nil || !w.slots[v.Slot] {
 				t.Errorf("%s lacks its VM %d or its slot %d", v.ID, v.Pid, v.Slot)
 			}
+			for _, p := range v.ShareServers {
+				pids[p.PID] = true
+			}
 		}
 		if v.State == sandbox.Hibernated {
 			slots[v.Slot] = true
@@ -191,6 +200,11 @@ func (w *world) checkWhole(t testing.TB, views []View) {
 	for pid, vm := range w.vms {
 		if !pids[pid] {
 			t.Errorf("VM %d of %s is nobody's", pid, vm.spec.ID)
+		}
+	}
+	for pid, d := range w.daemons {
+		if !pids[pid] {
+			t.Errorf("server %d of share %d of %s is nobody's", pid, d.at.Index, d.at.ID)
 		}
 	}
 	for slot := range w.slots {
@@ -330,7 +344,7 @@ func (s *session) params() Params {
 	return Params{
 		Snapshots: snapshots,
 		Driver:    fakeDriver{s}, Slots: fakeSlots{s}, Records: fakeRecords{s}, Memories: fakeRecords{s}, Events: fakeEvents{s},
-		Disks: fakeDisks{s}, Templates: fakeTemplates{s},
+		Disks: fakeDisks{s}, Templates: fakeTemplates{s}, Shares: fakeShares{s},
 		Kernel: func() (kernel.Pack, error) {
 			return kernel.Pack{ID: "k1", Kernel: "/k", Initrd: "/i", Modules: "/m"}, nil
 		},
@@ -352,6 +366,11 @@ func (s *session) reclaimJails(_ context.Context, live func(sandbox.ID) bool) er
 		for _, vm := range s.w.vms {
 			if !live(vm.spec.ID) {
 				orphans = append(orphans, vm)
+			}
+		}
+		for _, d := range s.w.daemons {
+			if !live(d.at.ID) {
+				s.w.endDaemon(d)
 			}
 		}
 		s.w.mu.Unlock()

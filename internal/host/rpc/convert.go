@@ -55,7 +55,15 @@ func specOf(m *hostagentv1.CreateSandboxRequest) (id sandbox.ID, spec sandbox.Sp
 		ColdStart:   m.GetColdStart(),
 
 		TestFeatures: m.GetTestFeatures(),
+		Shares:       sharesOf(m.GetShares()),
 	}, nil
+}
+
+func sharesOf(all []*hostagentv1.HostShare) (shares []sandbox.Share) {
+	for _, s := range all {
+		shares = append(shares, sandbox.Share{HostPath: s.GetHostPath(), GuestPath: s.GetGuestPath(), ReadOnly: s.GetReadOnly()})
+	}
+	return shares
 }
 
 func onTimeoutOf(m hostagentv1.OnTimeout) (sandbox.OnTimeout, error) {

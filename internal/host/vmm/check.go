@@ -17,6 +17,8 @@ const (
 	MaxMemoryMB = 1 << 20
 	maxDisks    = 16
 	maxSerial   = 20 // bytes, by the virtio specification
+	maxShares   = 16
+	maxTag      = 36 // bytes, by the virtio specification
 	// maxCmdline is what the kernel takes on x86 (2048 with its final zero
 	// byte), less room for what a driver adds.
 	maxCmdline = 1900
@@ -64,7 +66,29 @@ func (s Spec) Check() error {
 		}
 		seen[d.Serial] = true
 	}
+	if err := checkShares(s.Shares); err != nil {
+		return err
+	}
 	return checkNIC(s.NIC)
+}
+
+func checkShares(shares []Share) error {
+	if len(shares) > maxShares {
+		return fault.BadField("shares", "%d are more than %d", len(shares), maxShares)
+	}
+	seen := map[string]bool{}
+	for _, s := range shares {
+		switch {
+		case len(s.Tag) > maxTag || !regexp.MustCompile(`^[A-Za-z0-9_-]+$`).MatchString(s.Tag):
+			return fault.BadField("shares", "tag %q is not 1 to %d letters, digits, dashes and underscores", s.Tag, maxTag)
+		case seen[s.Tag]:
+			return fault.BadField("shares", "tag %q is given twice", s.Tag)
+		case s.Conn == nil:
+			return fault.BadField("shares", "%s has no connection", s.Tag)
+		}
+		seen[s.Tag] = true
+	}
+	return nil
 }
 
 func checkCmdline(s string) error {

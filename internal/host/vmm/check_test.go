@@ -13,6 +13,7 @@ func good() Spec {
 	return Spec{
 		ID: "sb-1", VCPUs: 1, MemoryMB: 128, UID: 1000, Kernel: "/k", Dir: "/d", ConsoleLog: "/c", VMMLog: "/v",
 		Disks: []Disk{{Serial: "root", Path: "/r"}}, NIC: &NIC{Tap: os.Stdin, MAC: "02:00:00:00:00:01"},
+		Shares: []Share{{Tag: "share0", Conn: os.Stdin}},
 	}
 }
 
@@ -51,6 +52,12 @@ func TestCheck(t *testing.T) {
 		"option in MAC":    {"nic", func(s *Spec) { s.NIC.MAC = "02:00:00:00:00:01,mq=on" }},
 		"multicast MAC":    {"nic", func(s *Spec) { s.NIC.MAC = "03:00:00:00:00:01" }},
 		"long MAC":         {"nic", func(s *Spec) { s.NIC.MAC = "02:00:00:00:00:00:00:01" }},
+		"no tag":           {"shares", func(s *Spec) { s.Shares[0].Tag = "" }},
+		"option in tag":    {"shares", func(s *Spec) { s.Shares[0].Tag = "a,queue-size=1" }},
+		"long tag":         {"shares", func(s *Spec) { s.Shares[0].Tag = strings.Repeat("a", maxTag+1) }},
+		"tag twice":        {"shares", func(s *Spec) { s.Shares = append(s.Shares, s.Shares[0]) }},
+		"no connection":    {"shares", func(s *Spec) { s.Shares[0].Conn = nil }},
+		"many shares":      {"shares", func(s *Spec) { s.Shares = make([]Share, maxShares+1) }},
 		"MAC with dashes":  {"nic", func(s *Spec) { s.NIC.MAC = "02-00-00-00-00-01" }},
 	} {
 		s := good()

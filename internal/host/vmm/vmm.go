@@ -127,6 +127,15 @@ type NIC struct {
 	MAC string
 }
 
+// Share is a directory of the host, served by a process that is not the VMM's.
+type Share struct {
+	Tag string // by which the guest finds it
+	// Conn is the VMM's connection to that process, of the vhost-user protocol.
+	// The driver duplicates it; the caller closes its own after Launch. Adopt
+	// needs none.
+	Conn *os.File
+}
+
 // Spec describes a machine to launch. Every path is absolute.
 type Spec struct {
 	ID       sandbox.ID
@@ -137,6 +146,8 @@ type Spec struct {
 	Cmdline  string // what the driver needs itself (console) it adds
 	Disks    []Disk
 	NIC      *NIC // nil: no network
+	// Shares are of a machine that boots: none that has one can be saved.
+	Shares []Share
 	// Netns is the path of the network namespace to run in. Empty: a new one
 	// without interfaces.
 	Netns string

@@ -26,8 +26,14 @@ type argParams struct {
 	ControlFD, ConsoleFD, LinkFD int
 	JournalFD                    int
 
-	Disks []argDisk
-	NIC   *argNIC
+	Disks  []argDisk
+	NIC    *argNIC
+	Shares []argShare
+}
+
+type argShare struct {
+	FD  int // connected
+	Tag string
 }
 
 type argDisk struct {
@@ -84,6 +90,9 @@ func buildArgs(p argParams) []string {
 	}
 	if p.NIC != nil {
 		args = append(args, nicArgs(*p.NIC)...)
+	}
+	for _, s := range p.Shares {
+		args = append(args, shareArgs(s)...)
 	}
 	return args
 }
@@ -195,6 +204,14 @@ func nicArgs(n argNIC) []string {
 	return []string{
 		"-netdev", fmt.Sprintf("tap,id=net,fd=%d,vhost=off", n.FD),
 		"-device", "virtio-net-pci,netdev=net,mac=" + quote(n.MAC) + ",guest_announce=off," + virtioPCI,
+	}
+}
+
+// shareArgs need memory that is shared, which a boot's is.
+func shareArgs(s argShare) []string {
+	return []string{
+		"-chardev", fmt.Sprintf("socket,id=%s,fd=%d", quote(s.Tag), s.FD),
+		"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=%s,tag=%s,romfile=", quote(s.Tag), quote(s.Tag)),
 	}
 }
 

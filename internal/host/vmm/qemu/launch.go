@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/hutch-run/hutch/internal/fault"
@@ -113,6 +114,13 @@ func (d *Driver) open(ctx context.Context, spec vmm.Spec, from *source, files *f
 		}
 		p.Disks = append(p.Disks, argDisk{FD: files.add(f), Serial: disk.Serial, ReadOnly: disk.ReadOnly, Discard: disk.Discard})
 	}
+	for _, share := range spec.Shares {
+		conn, err := duplicate(share.Conn, "share")
+		if err != nil {
+			return p, err
+		}
+		p.Shares = append(p.Shares, argShare{FD: files.add(conn), Tag: share.Tag})
+	}
 	if spec.NIC != nil {
 		tap, err := duplicate(spec.NIC.Tap, "tap")
 		if err != nil {
@@ -217,6 +225,10 @@ func (d *Driver) newVM(ctx context.Context, spec vmm.Spec, p *proc.Process) (*vm
 		closing: make(chan struct{}), done: make(chan struct{}), watched: make(chan struct{}),
 	}
 	v.spec.NIC = nil // the caller closes its tap
+	v.spec.Shares = slices.Clone(spec.Shares)
+	for i := range v.spec.Shares {
+		v.spec.Shares[i].Conn = nil // as well
+	}
 	// The machine outlives the call that launched it.
 	go v.watch(context.WithoutCancel(ctx))
 	return v, nil

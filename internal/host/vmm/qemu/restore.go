@@ -44,6 +44,9 @@ type source struct {
 
 // checkSaved returns the devices of what was saved, when it is whole and fits.
 func (d *Driver) checkSaved(spec vmm.Spec, from vmm.Saved) ([]byte, error) {
+	if len(spec.Shares) > 0 {
+		return nil, fault.BadField("shares", "a machine with shares always boots")
+	}
 	if from.State == nil || from.Memory == nil {
 		return nil, fault.BadField("saved", "a state and a memory are needed")
 	}

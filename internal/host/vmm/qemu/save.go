@@ -28,6 +28,9 @@ func (v *vm) Save(ctx context.Context, to vmm.Files) (vmm.Stats, error) {
 
 func (v *vm) save(ctx context.Context, to vmm.Files) (vmm.Stats, error) {
 	var stats vmm.Stats
+	if len(v.spec.Shares) > 0 {
+		return stats, fault.New(fault.Precondition, "QEMU can't write down a machine with shares: part of their state is not its own")
+	}
 	if err := v.hold(ctx); err != nil {
 		return stats, err
 	}

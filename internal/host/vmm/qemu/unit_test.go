@@ -30,7 +30,7 @@ func TestArgs(t *testing.T) {
 		Name: "sb-0123456789abcdef", Accel: KVM, VCPUs: 4, MemoryMB: 2048, Cmdline: "quiet",
 		ControlFD: 4, ConsoleFD: 5, LinkFD: 6, JournalFD: 7, KernelFD: 8, InitrdFD: 9, MemoryFD: 13,
 		Disks: []argDisk{{FD: 10, Serial: "root", ReadOnly: true}, {FD: 11, Serial: "data", Discard: true}},
-		NIC:   &argNIC{FD: 12, MAC: "02:00:00:00:00:01"},
+		NIC:   &argNIC{FD: 12, MAC: "02:00:00:00:00:01"}, Shares: []argShare{{FD: 14, Tag: "share0"}},
 	}
 	small := argParams{
 		Name: "a", Accel: TCG, VCPUs: 1, MemoryMB: 128, ControlFD: 4, ConsoleFD: 5, LinkFD: 6, JournalFD: 7, KernelFD: 8, MemoryFD: 9,
@@ -63,9 +63,10 @@ func TestArgsQuote(t *testing.T) {
 	p := argParams{
 		Name: "x,debug-threads=on", Accel: TCG, Cmdline: "-no-such,option", KernelFD: 4,
 		Disks: []argDisk{{Serial: "s,readonly=off"}}, NIC: &argNIC{MAC: "m,script=/x"},
+		Shares: []argShare{{Tag: "t,server=on"}},
 	}
 	args := strings.Join(buildArgs(p), "\n")
-	for _, want := range []string{"guest=x,,debug-threads=on\n", "serial=s,,readonly=off,", "mac=m,,script=/x,", "\n-append\n" + kernelCmdline(TCG, "-no-such,option") + "\n"} {
+	for _, want := range []string{"guest=x,,debug-threads=on\n", "serial=s,,readonly=off,", "mac=m,,script=/x,", "id=t,,server=on,fd=", "chardev=t,,server=on,tag=t,,server=on,", "\n-append\n" + kernelCmdline(TCG, "-no-such,option") + "\n"} {
 		if !strings.Contains(args, want) {
 			t.Errorf("no %q in:\n%s", want, args)
 		}
