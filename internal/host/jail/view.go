@@ -161,12 +161,13 @@ type Owners struct {
 	Base int
 }
 
-const mappedIDs = 65534
+// MappedIDs is how many ids there are from Base on.
+const MappedIDs = 65534
 
 // ids is the map of users or groups whose 0 is first.
 func (o Owners) ids(first int) []syscall.SysProcIDMap {
 	return []syscall.SysProcIDMap{
 		{ContainerID: 0, HostID: first, Size: 1},
-		{ContainerID: 1, HostID: o.Base, Size: mappedIDs},
+		{ContainerID: 1, HostID: o.Base, Size: MappedIDs},
 	}
 }

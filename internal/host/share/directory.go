@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hutch-run/hutch/internal/fault"
+	"github.com/hutch-run/hutch/internal/host/jail"
 	"github.com/hutch-run/hutch/internal/sandbox"
 )
 
@@ -71,11 +72,16 @@ func (v *Virtiofs) allowed(d *directory, s sandbox.Share) error {
 		return fault.New(fault.Precondition, "share %s: this host shares no directory; its administrator can allow some in hutchd.toml: [shares] allow = [%q]", s.HostPath, d.path)
 	case !ok:
 		return fault.New(fault.Precondition, "share %s: %s is not below a directory that this host shares (%s); [shares] allow in hutchd.toml lists them", s.HostPath, d.path, strings.Join(v.p.Allow, ", "))
+	case ofGuests(d.uid) || ofGuests(d.gid):
+		return fault.New(fault.Precondition, "share %s: it belongs to %d:%d, which are ids of programs in guests; make it a user's of the host (chown)", s.HostPath, d.uid, d.gid)
 	case d.uid == 0 && !s.ReadOnly:
 		return fault.New(fault.Precondition, "share %s: it belongs to root, as whom a guest must not write; make it another user's (chown) or share it read-only", s.HostPath)
 	}
 	return nil
 }
+
+// ofGuests tells whether an id is that of a user in guests only.
+func ofGuests(id int) bool { return id >= ownerBase && id < ownerBase+jail.MappedIDs }
 
 // real is where a path leads, or the path where that can't be told.
 func real(path string) string {

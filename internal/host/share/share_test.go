@@ -109,6 +109,20 @@ func TestRootsDirectoryIsNotWritten(t *testing.T) {
 	}
 }
 
+func TestDirectoryOfAGuestsUserIsNotShared(t *testing.T) {
+	dir := tree(t)
+	v, _ := newTest(t, Params{Allow: []string{dir}})
+	for _, owner := range [][2]int{{ownerBase, 5}, {5, ownerBase + jail.MappedIDs - 1}} {
+		if err := os.Chown(filepath.Join(dir, "srv2"), owner[0], owner[1]); err != nil {
+			t.Fatal(err)
+		}
+		err := v.Check([]sandbox.Share{{HostPath: filepath.Join(dir, "srv2"), GuestPath: "/x"}})
+		if !fault.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "ids of programs in guests") {
+			t.Errorf("%v: %v", owner, err)
+		}
+	}
+}
+
 func TestHostWithoutADaemonSaysSo(t *testing.T) {
 	dir := tree(t)
 	data := []sandbox.Share{{HostPath: filepath.Join(dir, "srv/data"), GuestPath: "/x"}}
