@@ -93,7 +93,7 @@ func localSocket(record *hostagentv1.SandboxRecord) (string, error) {
 	path := record.GetDockerSocket()
 	if !answers(path) {
 		id := record.GetInfo().GetSandboxId()
-		return "", fmt.Errorf("the socket %s is not this machine's, or not for this user (only root may use it); use: hutch docker %s -- ...", path, id)
+		return "", fmt.Errorf("the socket %s is not this machine's, or not for this user (only root may use it); use hutch docker %s -- ps and the like", path, id)
 	}
 	return "unix://" + path, nil
 }
