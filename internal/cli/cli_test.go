@@ -264,7 +264,7 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		}
 	}
 	want := []string{
-		"cp", "create", "debug", "doctor", "events", "exec", "fork", "hibernate", "inspect", "kube", "kubeconfig", "kubectl", "logs", "ls", "pause", "port", "resume", "rm",
+		"cp", "create", "debug", "docker", "doctor", "events", "exec", "fork", "hibernate", "inspect", "kube", "kubeconfig", "kubectl", "logs", "ls", "pause", "port", "resume", "rm",
 		"run", "setup", "shell", "snapshot", "stats", "template", "trim", "version", "wait",
 	}
 	if d := cmp.Diff(want, names); d != "" {
