@@ -6,6 +6,7 @@
 //	inside ask NETWORK ADDRESS print what answers there, to "tcp" or "udp"
 //	inside hold MB SEED        keep memory full of a pattern until killed
 //	inside tell check|turn     have that checked, or changed in part
+//	inside note FILE LINE      add a line to a file and print all of it
 //	inside answer              answer questions on standard input, see copy.go
 //	inside site PORT TEXT      serve TEXT over HTTP until killed
 //	inside digest              print the SHA-256 of standard input
@@ -64,6 +65,8 @@ func run(args []string) (string, error) {
 		return "", count()
 	case len(args) == 3 && args[0] == "hold":
 		return "", hold(args[1], args[2])
+	case len(args) == 3 && args[0] == "note":
+		return note(args[1], args[2])
 	case len(args) == 1 && args[0] == "answer":
 		return "", answerLines(os.Stdin, os.Stdout)
 	case len(args) == 2 && args[0] == "tell":
