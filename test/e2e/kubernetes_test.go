@@ -197,8 +197,12 @@ func (g clusterGuest) hasCredentials() {
 	if nodes := g.run("get", "nodes", "--no-headers"); !strings.HasPrefix(nodes, "node ") || !strings.Contains(nodes, " Ready ") {
 		g.t.Errorf("nodes: %s", nodes)
 	}
-	if out := g.d.Hutch("kubectl", g.id, "--", "get", "nodes", "-o", "name"); out != "node/node" { // that of the guest: none is in PATH
-		g.t.Errorf("hutch kubectl: %q", out)
+	for where, path := range map[string]string{"of the host": filepath.Dir(g.kubectl) + ":" + os.Getenv("PATH"), "of the guest": "/nowhere"} {
+		c := g.d.Command(testenv.Context(g.t), "kubectl", g.id, "--", "get", "nodes", "-o", "name")
+		c.Env = append(c.Env, "PATH="+path)
+		if out, err := c.CombinedOutput(); err != nil || string(out) != "node/node\n" {
+			g.t.Errorf("the kubectl %s: %q, %v", where, out, err)
+		}
 	}
 }
 
