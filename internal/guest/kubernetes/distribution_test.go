@@ -31,6 +31,18 @@ func TestK3sIsFound(t *testing.T) {
 	}
 }
 
+// TestOurOwnIsUnderstood reads the file that the template kubernetes carries.
+func TestOurOwnIsUnderstood(t *testing.T) {
+	b, err := os.ReadFile("../../../kube/kubernetes.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := parseDistribution(b)
+	if err != nil || len(d.Needs) != 1 || len(d.Components) < 5 || d.API.Readyz != "/readyz" || d.Ready.DNS == nil {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
 func TestBadDistributions(t *testing.T) {
 	good := k3s("/usr/local/bin/k3s")
 	for name, spoil := range map[string]func(*Distribution){
