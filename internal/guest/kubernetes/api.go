@@ -121,11 +121,11 @@ func message(body []byte) string {
 	var wrong []string
 	for line := range strings.Lines(string(body)) {
 		if strings.HasPrefix(line, "[-]") {
-			wrong = append(wrong, line[len("[-]"):])
+			wrong = append(wrong, strings.TrimSuffix(strings.TrimSpace(line[len("[-]"):]), " failed: reason withheld"))
 		}
 	}
 	if len(wrong) > 0 {
-		return strings.Join(wrong, ",")
+		return "not ok: " + strings.Join(wrong, ", ")
 	}
 	return string(body)
 }

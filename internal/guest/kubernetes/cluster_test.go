@@ -262,7 +262,7 @@ func TestNotReadySaysWhy(t *testing.T) {
 		b.wish(w)
 	}
 	b.start()
-	s := b.until("waiting for the API", func(s Status) bool { return strings.Contains(s.Detail, "unready is not") })
+	s := b.until("waiting for the API", func(s Status) bool { return strings.Contains(s.Detail, "not ok: unready is not") })
 	if s.APIReady || !s.Running || strings.Contains(s.Detail, "ping") || !strings.Contains(s.Detail, "no module of that name") {
 		t.Errorf("%+v", s)
 	}
@@ -275,7 +275,7 @@ func TestNotReadySaysWhy(t *testing.T) {
 	}
 	b.unwish(wishNode)
 	b.until("waiting for kubelet", func(s Status) bool {
-		return s.APIReady && strings.Contains(s.Detail, "waiting for kubelet: HTTP 500: kubelet is not")
+		return s.APIReady && strings.Contains(s.Detail, "waiting for kubelet: HTTP 500: not ok: kubelet is not")
 	})
 	b.unwish("kubelet")
 	b.ready()

@@ -76,6 +76,8 @@ func (c *Cluster) detail(d Distribution, unit supervise.Status, v view, warned [
 		parts = append(parts, d.Name+": "+unit.Detail())
 	case v.nodeReady:
 		parts = append(parts, "Kubernetes is ready")
+	case !v.apiReady:
+		parts = append(parts, d.Name+" runs; "+v.why)
 	default:
 		parts = append(parts, "the API is ready; "+v.why)
 	}
