@@ -6,15 +6,23 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/testenv"
 	"github.com/hutch-run/hutch/test/harness"
 )
 
 // How often what is in memory sleeps, and is copied.
 const (
-	sleeps     = 50
+	sleeps     = 12 // 50 in a soak
 	forks      = 10
-	checkEvery = 10 // sleeps, for a full check takes seconds under emulation
+	checkEvery = 4 // sleeps, for a full check takes seconds under emulation
 )
+
+func howOften() int {
+	if testenv.Soak() {
+		return 50
+	}
+	return sleeps
+}
 
 // holder is a sandbox with a program that keeps 300 MB full of a pattern, and a
 // loopback connection open.
@@ -63,7 +71,7 @@ func (h *holder) check() {
 func TestPatternSurvives(t *testing.T) {
 	d := harness.Start(t, harness.Options{})
 	h := newHolder(t, d)
-	for i := range sleeps {
+	for i := range howOften() {
 		h.turn()
 		d.Hutch("hibernate", h.id)
 		d.Hutch("resume", h.id)

@@ -2,6 +2,7 @@
 // to, and a client of the world outside that says how an attempt went.
 //
 //	inside serve               serve until killed
+//	inside linger              serve until asked to end, and take a second for it
 //	inside lookup NAME         print the addresses of NAME
 //	inside ask NETWORK ADDRESS print what answers there, to "tcp" or "udp"
 //	inside hold MB SEED        keep memory full of a pattern until killed
@@ -55,6 +56,8 @@ func run(args []string) (string, error) {
 	switch {
 	case len(args) == 1 && args[0] == "serve":
 		return "", serve()
+	case len(args) == 1 && args[0] == "linger":
+		return "", linger()
 	case len(args) == 3 && args[0] == "site":
 		return "", site(args[1], args[2])
 	case len(args) == 1 && args[0] == "digest":
