@@ -84,13 +84,8 @@ func TestAFloodOfLinesIsBounded(t *testing.T) {
 	define(t, s, shell("a", fmt.Sprintf("seq %d; echo; %s", lines, stays)))
 	begin(t, s, "a")
 	last := fmt.Sprintf("%d\n\n", lines)
-	var log string
-	for ctx := testenv.Context(t); !strings.HasSuffix(log, last); log = logOf(t, s, "a") {
-		if ctx.Err() != nil {
-			t.Fatalf("the log ends with %q", log[max(0, len(log)-100):])
-		}
-	}
-	if log = logOf(t, s, "a"); len(log) > keptLog || len(log) < keptLog/2 {
+	awaitLog(t, s, "a", func(log string) bool { return strings.HasSuffix(log, last) })
+	if log := logOf(t, s, "a"); len(log) > keptLog || len(log) < keptLog/2 {
 		t.Errorf("%d bytes are kept", len(log))
 	}
 	stop(t, s, "a", 0)

@@ -69,7 +69,7 @@ func define(t *testing.T, s *Supervisor, units ...Unit) {
 func shell(name, script string) Unit { return Unit{Name: name, Argv: []string{"sh", "-c", script}} }
 
 // stays is a script that ends at once when asked to.
-const stays = "trap 'exit 0' TERM; while :; do sleep 60 & wait $!; done"
+const stays = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 
 // await waits for a state.
 func await(t *testing.T, s *Supervisor, name string, want func(Status) bool) Status {
@@ -130,6 +130,29 @@ func logOf(t *testing.T, s *Supervisor, name string) string {
 	return b.String()
 }
 
+// awaitLog waits until enough says so of a unit's log. A line is no change of
+// the unit's status.
+func awaitLog(t *testing.T, s *Supervisor, name string, enough func(log string) bool) {
+	t.Helper()
+	var b strings.Builder
+	errEnough := errors.New("enough")
+	err := s.Follow(testenv.Context(t), name, 0, true, func(c Chunk) error {
+		b.Write(c.Data)
+		if enough(b.String()) {
+			return errEnough
+		}
+		return nil
+	})
+	if !errors.Is(err, errEnough) {
+		t.Fatalf("log of %s: %v, with %q", name, err, b.String())
+	}
+}
+
+// says is that a log has a text, n times at least.
+func says(text string, n int) func(string) bool {
+	return func(log string) bool { return strings.Count(log, text) >= n }
+}
+
 func TestAUnitRunsWhereItBelongs(t *testing.T) {
 	p := newPlace(t)
 	s := p.start()
@@ -178,18 +201,20 @@ func TestACrashedUnitComesBack(t *testing.T) {
 	u.CleanUp = func(context.Context) error { cleaned++; return nil }
 	define(t, s, u)
 	first := begin(t, s, "a")
-	await(t, s, "a", func(Status) bool { return strings.Contains(logOf(t, s, "a"), "words") })
+	awaitLog(t, s, "a", says("last words\n", 1))
 	kill(t, first)
 	second := await(t, s, "a", func(st Status) bool { return st.Crashes == 1 && st.State == Ready })
 	if second.PID == first.PID || second.Last.Signal != unix.SIGKILL || second.Detail() != "running; crashed once, last: killed by signal SIGKILL: last words" {
 		t.Errorf("after a crash: %+v, %s", second, second.Detail())
 	}
+	awaitLog(t, s, "a", says("last words\n", 2))
 	kill(t, second)
 	failed := await(t, s, "a", func(st Status) bool { return st.Crashes == 2 })
 	if failed.State != Failed || failed.Word() != WordError || !strings.Contains(failed.Detail(), "crashed 2 times") || !strings.Contains(failed.Detail(), "next start in") {
 		t.Errorf("after a second crash: %s", failed.Detail())
 	}
 	ready(t, s, "a")
+	awaitLog(t, s, "a", says("last words\n", 3))
 	stop(t, s, "a", 0)
 	if cleaned != 3 || prepared != 3 {
 		t.Errorf("prepared %d times, cleaned up %d times", prepared, cleaned)
@@ -337,7 +362,7 @@ func TestStopOfWhatWaits(t *testing.T) {
 }
 
 // deaf is a script that does not end when asked to.
-const deaf = "trap '' TERM; echo up; while :; do sleep 60 & wait $!; done"
+const deaf = "trap '' TERM; echo up; while :; do sleep 0.05; done"
 
 func TestADeafUnitIsKilled(t *testing.T) {
 	p := newPlace(t)
@@ -346,7 +371,7 @@ func TestADeafUnitIsKilled(t *testing.T) {
 	u.KillRest = true
 	define(t, s, u)
 	begin(t, s, "a")
-	await(t, s, "a", func(Status) bool { return logOf(t, s, "a") == "up\n" })
+	awaitLog(t, s, "a", says("up\n", 1))
 	long := make(chan error, 1)
 	go func() { long <- s.Stop(testenv.Context(t), "a", time.Hour) }()
 	await(t, s, "a", func(st Status) bool { return st.State == Stopping })
