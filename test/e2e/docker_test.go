@@ -29,9 +29,6 @@ import (
 	"github.com/hutch-run/hutch/test/harness"
 )
 
-// soaks tells whether what takes long is to be done in full.
-func soaks() bool { return os.Getenv("HUTCH_SOAK") == "1" }
-
 // dockerHost is a sandbox whose Docker a stock client on the host talks to.
 type dockerHost struct {
 	t      *testing.T
@@ -261,8 +258,8 @@ func buildsImages(t *testing.T, h dockerHost) {
 // keepsHalfCloses ends standard input again and again, which must get through
 // as that and nothing else, and sends much at once.
 func keepsHalfCloses(t *testing.T, h dockerHost) {
-	rounds, size := 10, int64(64<<20)
-	if soaks() {
+	rounds, size := 5, int64(32<<20)
+	if testenv.Soak() {
 		rounds, size = 1000, 1<<30
 	}
 	for i := range rounds {

@@ -92,7 +92,7 @@ const clusterTime = 8 * time.Minute
 // it were the host's own, stops it, and makes another one of it.
 func TestKubernetes(t *testing.T) {
 	if !testenv.Soak() {
-		t.Skip("HUTCH_SOAK=1 only: it needs hutch-kube, twenty minutes of compiling, and has not passed with it yet")
+		t.Skip("HUTCH_SOAK=1 only: it needs hutch-kube, twenty minutes of compiling, and was never run to its end yet")
 	}
 	d := harness.Start(t, harness.Options{})
 	if !slices.Contains(strings.Fields(d.Hutch("template", "ls", "-q")), "kubernetes") {

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -240,7 +239,7 @@ func otherAddresses(t *testing.T) (out []string) {
 // a hundred only where there is time for it.
 func (p publisher) publishesARange() {
 	size := 20
-	if os.Getenv("HUTCH_SOAK") == "1" {
+	if testenv.Soak() {
 		size = 100
 	}
 	p.number += 100
