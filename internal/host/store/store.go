@@ -90,7 +90,7 @@ func Open(root string, log *slog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// Close stops emptying the trash and gives up the root.
+// Close empties the trash, if that is quick, and gives up the root.
 func (s *Store) Close() error {
 	s.close.Do(func() {
 		close(s.done)

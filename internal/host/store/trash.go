@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/sandbox"
@@ -84,31 +85,43 @@ func (s *Store) wake() {
 	}
 }
 
-// sweep empties the trash whenever it is told to, until Close.
+// lastSweep is what Close gives to what is in the trash then. The rest goes at
+// the next start.
+const lastSweep = 5 * time.Second
+
+// sweep empties the trash whenever it is told to, and once more at Close.
 func (s *Store) sweep() {
 	for {
 		select {
 		case <-s.done:
+			end := time.Now().Add(lastSweep)
+			s.emptyTrash(func() bool { return time.Now().After(end) })
 			return
 		case <-s.kick:
-			s.emptyTrash()
+			s.emptyTrash(func() bool {
+				select {
+				case <-s.done:
+					return true
+				default:
+					return false
+				}
+			})
 		}
 	}
 }
 
 // emptyTrash deletes what was a sandbox or its memory. Others put their things into the same
-// directory, and need them there for a moment.
-func (s *Store) emptyTrash() {
+// directory, and need them there for a moment. It stops between two when enough
+// says so.
+func (s *Store) emptyTrash(enough func() bool) {
 	names, err := readNames(s.trashDir())
 	if err != nil {
 		s.log.Warn("trash can't be listed", slog.Any("error", err))
 		return
 	}
 	for _, name := range names {
-		select {
-		case <-s.done:
-			return // the rest goes at the next start
-		default:
+		if enough() {
+			return
 		}
 		if !strings.HasPrefix(name, trashPrefix) && !strings.HasPrefix(name, memoryPrefix) {
 			continue
