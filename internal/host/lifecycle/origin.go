@@ -200,14 +200,7 @@ func (b *box) settle(ctx context.Context, d time.Duration) error {
 	if err := b.guest.Close(); err != nil {
 		b.log.Debug("guest connection did not close in order", slog.Any("error", err))
 	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return waitFor(ctx, d)
 }
 
 // disturb ends a rest of d.

@@ -31,32 +31,24 @@ type Trimmed struct {
 // Trim has the guest of a running sandbox give back the blocks that its
 // filesystems do not use. It is no activity.
 func (m *Manager) Trim(ctx context.Context, id sandbox.ID) (Trimmed, error) {
-	b, err := m.find(id)
+	g, err := m.look(ctx, id)
 	if err != nil {
 		return Trimmed{}, err
 	}
-	var g guestconn.Guest
-	err = b.ask(ctx, sandbox.Use, true, func() error {
-		g = b.guest
-		return nil
-	})
-	if err != nil {
-		return Trimmed{}, err
-	}
-	return b.trim(ctx, g)
+	return m.trim(ctx, id, g)
 }
 
-func (b *box) trim(ctx context.Context, g guestconn.Guest) (Trimmed, error) {
-	path := b.m.p.Records.DataDisk(b.id)
-	before, err := b.m.p.Disks.Allocated(path)
+func (m *Manager) trim(ctx context.Context, id sandbox.ID, g guestconn.Guest) (Trimmed, error) {
+	path := m.p.Records.DataDisk(id)
+	before, err := m.p.Disks.Allocated(path)
 	if err != nil {
 		return Trimmed{}, err
 	}
 	done, err := g.Trim(ctx)
 	if err != nil {
-		return Trimmed{}, fmt.Errorf("trim sandbox %s: %w", b.id, err)
+		return Trimmed{}, fmt.Errorf("trim sandbox %s: %w", id, err)
 	}
-	after, err := b.m.p.Disks.Allocated(path)
+	after, err := m.p.Disks.Allocated(path)
 	if err != nil {
 		return Trimmed{}, err
 	}
@@ -93,7 +85,7 @@ func (b *box) trimIfDue(ctx context.Context, g guestconn.Guest, t *trims) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, trimTimeout)
 	defer cancel()
-	done, err := b.trim(ctx, g)
+	done, err := b.m.trim(ctx, b.id, g)
 	switch {
 	case err == nil && done.Host > 0:
 		b.log.Info("disk was trimmed", slog.Uint64("guest_bytes", done.Guest), slog.Uint64("host_bytes", done.Host))
