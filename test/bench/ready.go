@@ -7,15 +7,12 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"connectrpc.com/connect"
 
-	arcboxv1 "github.com/hutch-run/hutch/gen/arcbox/v1"
-	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
 	hostagentv1 "github.com/hutch-run/hutch/gen/hostagent/v1"
 )
 
@@ -23,22 +20,13 @@ import (
 const (
 	dockerContest     = "create to first docker ps"
 	kubernetesContest = "create to a node that is Ready"
+	siteContest       = "create to a pod that answers through its Service"
 )
 
 // measureDocker measures a create to the first answer of Docker, from a template
 // that was made warm with Docker up, and cold.
 func (b *bench) measureDocker(ctx context.Context) error {
 	return b.measureReady(ctx, "docker", dockerContest, b.listContainers)
-}
-
-// measureKubernetes does the same of a cluster, to a node that runs pods. It is
-// left out where hutch-kube was not built.
-func (b *bench) measureKubernetes(ctx context.Context) error {
-	if _, err := os.Stat("bin/hutch-kube"); errors.Is(err, os.ErrNotExist) {
-		say("  there is no bin/hutch-kube; make kube builds it")
-		return nil
-	}
-	return b.measureReady(ctx, "kubernetes", kubernetesContest, b.awaitNode)
 }
 
 // measureReady measures creates of a recipe's template until use returns, warm
@@ -132,23 +120,4 @@ func (b *bench) listContainers(ctx context.Context, id string) error {
 		}
 	}
 	return nil
-}
-
-// awaitNode starts a cluster, unless it is there, and waits until pods run.
-func (b *bench) awaitNode(ctx context.Context, id string) error {
-	agent := arcboxv1connect.NewAgentServiceClient(b.host.http, "http://localhost/sandboxes/"+id)
-	status := func() (bool, error) {
-		res, err := agent.GetKubernetesStatus(ctx, connect.NewRequest(&arcboxv1.KubernetesStatusRequest{}))
-		return err == nil && res.Msg.GetApiReady() && res.Msg.GetNodeReady(), err
-	}
-	ready, err := status()
-	if err == nil && !ready {
-		_, err = agent.StartKubernetes(ctx, connect.NewRequest(&arcboxv1.KubernetesStartRequest{}))
-	}
-	for err == nil && !ready {
-		if err = wait(ctx, 100*time.Millisecond); err == nil {
-			ready, err = status()
-		}
-	}
-	return err
 }

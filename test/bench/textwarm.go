@@ -30,13 +30,13 @@ func (r *report) warmText(line liner) {
 
 // readyText tells what it is worth to copy a machine with something up in it.
 func (r *report) readyText(line liner) {
-	for _, contest := range []string{dockerContest, kubernetesContest} {
+	for _, contest := range []string{dockerContest, kubernetesContest, siteContest} {
 		c := r.contest(contest)
 		if len(c.times(sideCold)) == 0 {
 			continue
 		}
 		ratio := spreadOf(c.pairs(sideHutch, sideCold), sample.ratio)
-		line("A %s takes %s cold and %s from a template that was made warm with it up: cold is %s times as long (target at least %d: %s).\n",
+		line("A %s takes %s cold and %s copied from a machine that was saved with it up: cold is %s times as long (target at least %d: %s).\n",
 			contest, spreadOf(c.times(sideCold), asFloat).format(" s", 1e6, 2), spreadOf(c.times(sideHutch), asFloat).format(" s", 1e6, 2),
 			ratio.format("", 1, 1), readyTarget, verdict(ratio.median >= readyTarget))
 	}

@@ -334,9 +334,9 @@ func (g clusterGuest) balances() {
 	})
 }
 
-// left prints what there is of a cluster in the machine.
+// left prints what there is of a cluster in the machine, its own shell aside.
 const left = `
-for p in /proc/[0-9]*; do case $(tr '\0' ' ' <$p/cmdline 2>/dev/null) in *containerd-shim*k8s.io*|/inside*|*hutch-kube\ server*) echo "process $p";; esac; done
+for p in /proc/[0-9]*; do [ $p != /proc/$$ ] || continue; case $(tr '\0' ' ' <$p/cmdline 2>/dev/null) in *containerd-shim*k8s.io*|/inside*|*hutch-kube\ server*) echo "process $p";; esac; done
 grep -E ' /var/lib/kubelet/| /run/netns/cni-|/k8s.io/' /proc/mounts
 [ ! -e /sys/fs/cgroup/kubepods ] || echo cgroup kubepods
 for i in /sys/class/net/*; do case $i in */cni0|*/veth*|*/hutch-node) echo "interface $i";; esac; done
