@@ -39,6 +39,6 @@ flock 9
 if ! (cd "$cache/$hash" 2>/dev/null && sha256sum --quiet -c hutch-kube.sha256); then
 	build
 fi
-install -m 0755 "$cache/$hash/hutch-kube" "$out/.hutch-kube.new"
+install -p -m 0755 "$cache/$hash/hutch-kube" "$out/.hutch-kube.new"
 mv "$out/.hutch-kube.new" "$out/hutch-kube"
 install -m 0644 kubernetes.json "$out/hutch-kube.json"

@@ -162,17 +162,11 @@ func (b *bench) prepare(ctx context.Context) error {
 	if len(kernels) != 1 {
 		return fmt.Errorf("%d kernels in %s, want one", len(kernels), pack)
 	}
-	images, err := filepath.Glob(filepath.Join(b.host.root, "images/*/rootfs.ext4"))
-	if err != nil {
-		return err
-	}
-	if len(images) != 1 {
-		return fmt.Errorf("%d images in %s, want that of the template minimal only", len(images), b.host.root)
-	}
+	image := filepath.Join(b.host.root, "images", strings.TrimPrefix(record.GetImageDigest(), "sha256:"), "rootfs.ext4")
 	b.bare = barePlan{
 		argv: argv, kernel: kernels[0], initrd: initrd, pack: pack, scratch: b.scratch, memory: int64(b.plan.MemoryMB) << 20,
 		disks: map[string]string{
-			"root": images[0], "modules": filepath.Join(pack, "modules.ext4"),
+			"root": image, "modules": filepath.Join(pack, "modules.ext4"),
 			"data": filepath.Join(b.host.root, "blank", fmt.Sprintf("%d-v1.img", b.plan.DiskSizeMB)),
 		},
 	}

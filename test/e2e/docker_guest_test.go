@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -104,9 +103,7 @@ func TestDockerInAGuest(t *testing.T) {
 		t.Skip("boots a Docker; -short")
 	}
 	d := harness.Start(t, harness.Options{TCP: true})
-	if !slices.Contains(strings.Fields(d.Hutch("template", "ls", "-q")), "docker") {
-		d.Hutch("template", "build", "docker")
-	}
+	buildTemplate(t, d, "docker")
 	g := dockerGuest{t: t, d: d}.in(d.Create("--network", "none", "--vcpus", "2", "-m", "1024", "docker"))
 	for _, part := range []struct {
 		name string

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -19,12 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
-
 	"github.com/hutch-run/hutch/internal/testenv"
 	"github.com/hutch-run/hutch/test/harness"
 )
@@ -35,13 +28,17 @@ type dockerHost struct {
 	d      *harness.Daemon
 	id     string
 	client string
+	env    []string // of the client
+}
+
+func (h dockerHost) address() string {
+	return "unix://" + filepath.Join(h.d.RunDir, "sandboxes", h.id, "docker.sock")
 }
 
 // command is a command line of the client.
 func (h dockerHost) command(ctx context.Context, args ...string) *exec.Cmd {
-	socket := filepath.Join(h.d.RunDir, "sandboxes", h.id, "docker.sock")
-	c := exec.CommandContext(ctx, h.client, append([]string{"-H", "unix://" + socket}, args...)...)
-	c.Env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(h.d.Dir, "docker"), "DOCKER_BUILDKIT=0")
+	c := exec.CommandContext(ctx, h.client, append([]string{"-H", h.address()}, args...)...)
+	c.Env = slices.Concat(os.Environ(), []string{"DOCKER_CONFIG=" + filepath.Join(h.d.Dir, "docker"), "DOCKER_BUILDKIT=0"}, h.env)
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	return c
 }
@@ -69,53 +66,13 @@ func (h dockerHost) docker(args ...string) string {
 	return out
 }
 
-// appImage writes an image of the program inside as docker save would.
-func appImage(t *testing.T, program string) string {
-	t.Helper()
-	b, err := os.ReadFile(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var files bytes.Buffer
-	tw := tar.NewWriter(&files)
-	if err := tw.WriteHeader(&tar.Header{Name: "inside", Mode: 0o755, Size: int64(len(b))}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tw.Write(b); err != nil {
-		t.Fatal(err)
-	}
-	if err := tw.Close(); err != nil {
-		t.Fatal(err)
-	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(files.Bytes())), nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err := mutate.AppendLayers(empty.Image, layer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err = mutate.ConfigFile(image, &v1.ConfigFile{
-		OS: "linux", Architecture: "amd64", RootFS: must(t, image.ConfigFile).RootFS,
-		Config: v1.Config{Entrypoint: []string{"/inside"}, WorkingDir: "/", ExposedPorts: map[string]struct{}{"80/tcp": {}}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "app.tar")
-	if err := tarball.WriteToFile(path, name.MustParseReference("app:1"), image); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 // TestDocker drives the Docker of a sandbox as if it were the host's own.
 func TestDocker(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a Docker; -short")
 	}
 	program := buildInside(t)
-	app := appImage(t, program)
+	app := programImage(t, "app:1", program)
 	d := harness.Start(t, harness.Options{TCP: true})
 	buildTemplate(t, d, "docker")
 	h := dockerHost{t: t, d: d, client: harness.DockerClient(t)}
@@ -133,7 +90,7 @@ func TestDocker(t *testing.T) {
 		name string
 		do   func(*testing.T, dockerHost)
 	}{
-		{"ports", publishes}, {"exec, logs and cp", talksToContainers}, {"build", buildsImages},
+		{"ports", publishes}, {"exec, logs and cp", talksToContainers}, {"build", buildsImages}, {"compose", composes},
 		{"standard input", keepsHalfCloses}, {"trim", givesDiskBack},
 	} {
 		t.Run(part.name, func(t *testing.T) {
@@ -170,17 +127,7 @@ func buildTemplate(t *testing.T, d *harness.Daemon, name string) {
 func publishes(t *testing.T, h dockerHost) {
 	port := strings.TrimPrefix(harness.FreePort(t), "127.0.0.1:")
 	h.docker("run", "-d", "--name", "site", "-p", port+":80", "app:1", "site", "80", "hello from a container")
-	harness.Eventually(t, time.Minute, func() error {
-		res, err := http.Get("http://127.0.0.1:" + port + "/")
-		if err != nil {
-			return err
-		}
-		defer res.Body.Close()
-		if b, err := io.ReadAll(res.Body); err != nil || string(b) != "hello from a container\n" {
-			return fmt.Errorf("it says %q, %v", b, err)
-		}
-		return nil
-	})
+	harness.Eventually(t, time.Minute, func() error { return wantPage(port, "hello from a container\n") })
 	if got := h.docker("port", "site", "80"); !strings.Contains(got, ":"+port) {
 		t.Errorf("docker says it is published at %q", got)
 	}
@@ -236,7 +183,8 @@ func talksToContainers(t *testing.T, h dockerHost) {
 	}
 }
 
-// buildsImages builds an image with the builder of the daemon.
+// buildsImages builds an image with the builder of the daemon, and with BuildKit,
+// which opens a session of its own over the socket, as buildx does.
 func buildsImages(t *testing.T, h dockerHost) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
@@ -249,10 +197,75 @@ func buildsImages(t *testing.T, h dockerHost) {
 		}
 	}
 	h.docker("build", "-q", "-t", "scratched", "-f", filepath.Join(dir, "Scratch"), dir)
-	h.docker("build", "-t", "built", dir)
-	if got := h.docker("run", "--rm", "built"); got != "built in a sandbox" {
-		t.Errorf("it says %q", got)
+	for _, builder := range []string{"DOCKER_BUILDKIT=0", "DOCKER_BUILDKIT=1"} {
+		h.env = []string{builder}
+		h.docker("build", "-t", "built", "--no-cache", dir)
+		if got := h.docker("run", "--rm", "built"); got != "built in a sandbox" {
+			t.Errorf("with %s it says %q", builder, got)
+		}
 	}
+}
+
+// composition is what compose brings up.
+const composition = `
+version: "3"
+services:
+  site:
+    image: app:1
+    command: ["site", "80", "hello from compose"]
+    ports: ["127.0.0.1:PORT:80"]
+  asker:
+    image: app:1
+    command: ["count"]
+    depends_on: [site]
+`
+
+// composes brings two containers up with Debian's compose, which talk by name.
+func composes(t *testing.T, h dockerHost) {
+	port := strings.TrimPrefix(harness.FreePort(t), "127.0.0.1:")
+	file := filepath.Join(t.TempDir(), "compose.yml")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(composition, "PORT", port)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args, env := harness.DockerCompose(t)
+	compose := func(more ...string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+		defer cancel()
+		line := slices.Concat(args, []string{"-H", h.address(), "-f", file, "-p", "pair"}, more)
+		c := exec.CommandContext(ctx, line[0], line[1:]...)
+		c.Env = slices.Concat(os.Environ(), env, []string{"COMPOSE_HTTP_TIMEOUT=240"})
+		out, err := c.CombinedOutput()
+		if err != nil {
+			t.Fatalf("docker-compose %s: %v\n%s", strings.Join(more, " "), err, out)
+		}
+		return string(out)
+	}
+	compose("up", "-d")
+	harness.Eventually(t, time.Minute, func() error { return wantPage(port, "hello from compose\n") })
+	if got := h.docker("exec", "pair_asker_1", "/inside", "lookup", "site"); !strings.HasPrefix(got, "172.") {
+		t.Errorf("by name it is at %q", got)
+	}
+	if got := compose("ps"); !strings.Contains(got, "pair_site_1") || !strings.Contains(got, ":"+port+"->80/tcp") {
+		t.Errorf("compose lists\n%s", got)
+	}
+	compose("down", "-t", "1")
+	if got := h.docker("ps", "-aq"); got != "" {
+		t.Errorf("compose left %s", got)
+	}
+}
+
+// wantPage wants a server on the host's loopback to say something.
+func wantPage(port, want string) error {
+	res, err := http.Get("http://127.0.0.1:" + port + "/")
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if b, err := io.ReadAll(res.Body); err != nil || string(b) != want {
+		return fmt.Errorf("it says %q, %w", b, err)
+	}
+	return nil
 }
 
 // keepsHalfCloses ends standard input again and again, which must get through
@@ -329,7 +342,7 @@ func copiesOfDocker(t *testing.T, h dockerHost) {
 		if got := h.docker("ps", "-q"); got != "" {
 			t.Errorf("containers %q in a copy", got)
 		}
-		h.docker("load", "-i", appImage(t, buildInside(t)))
+		h.docker("load", "-i", programImage(t, "app:1", buildInside(t)))
 		if got := h.docker("run", "--rm", "app:1", "cat", "/proc/sys/kernel/hostname"); got == "" {
 			t.Error("a container has no name")
 		}

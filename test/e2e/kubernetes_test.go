@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"archive/tar"
 	"bufio"
 	"bytes"
 	"context"
@@ -13,16 +12,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/hutch-run/hutch/internal/testenv"
 	"github.com/hutch-run/hutch/test/harness"
@@ -91,13 +83,11 @@ const clusterTime = 8 * time.Minute
 // TestKubernetes has a sandbox become a cluster, uses that from the host as if
 // it were the host's own, stops it, and makes another one of it.
 func TestKubernetes(t *testing.T) {
-	if !testenv.Soak() {
-		t.Skip("HUTCH_SOAK=1 only: it needs hutch-kube, twenty minutes of compiling, and was never run to its end yet")
+	if testing.Short() {
+		t.Skip("boots a cluster; -short")
 	}
 	d := harness.Start(t, harness.Options{})
-	if !slices.Contains(strings.Fields(d.Hutch("template", "ls", "-q")), "kubernetes") {
-		d.Hutch("template", "build", "kubernetes")
-	}
+	buildTemplate(t, d, "kubernetes")
 	g := clusterGuest{t: t, d: d, kubectl: filepath.Join(d.Dir, "kubectl"), config: filepath.Join(d.Dir, "kubeconfig")}
 	for _, err := range []error{
 		os.Symlink(harness.Bin(t, "hutch-kube"), g.kubectl), // which is a kubectl by that name
@@ -382,48 +372,4 @@ func (g clusterGuest) startsAnew() {
 	if text := g.credentials(); text != others {
 		g.t.Errorf("after the removal:\n%s", text)
 	}
-}
-
-// programImage writes an image of one static program, as docker save would.
-func programImage(t *testing.T, reference, program string) string {
-	t.Helper()
-	b, err := os.ReadFile(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var files bytes.Buffer
-	w := tar.NewWriter(&files)
-	err = w.WriteHeader(&tar.Header{Name: "inside", Mode: 0o755, Size: int64(len(b))})
-	if err == nil {
-		_, err = w.Write(b)
-	}
-	if err = errors.Join(err, w.Close()); err != nil {
-		t.Fatal(err)
-	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(files.Bytes())), nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err := mutate.AppendLayers(empty.Image, layer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, err := image.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config = config.DeepCopy()
-	config.OS, config.Architecture, config.Config = "linux", "amd64", v1.Config{Entrypoint: []string{"/inside"}, WorkingDir: "/"}
-	if image, err = mutate.ConfigFile(image, config); err != nil {
-		t.Fatal(err)
-	}
-	ref, err := name.ParseReference(reference)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "image.tar")
-	if err := tarball.WriteToFile(path, ref, image); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }

@@ -44,9 +44,7 @@ func TestPublishedPorts(t *testing.T) {
 		t.Skip("boots a Docker; -short")
 	}
 	d := harness.Start(t, harness.Options{TCP: true})
-	if !slices.Contains(strings.Fields(d.Hutch("template", "ls", "-q")), "docker") {
-		d.Hutch("template", "build", "docker")
-	}
+	buildTemplate(t, d, "docker")
 	p := publisher{dockerGuest: dockerGuest{t: t, d: d}.in(d.Create("--network", "none", "--vcpus", "2", "-m", "1024", "docker")), number: freeNumber(t)}
 	if list := p.list(); len(list) != 0 {
 		t.Errorf("published before there is a Docker: %v", list)

@@ -110,9 +110,10 @@ func setupCommand(f *flags, errOut io.Writer) *cobra.Command {
 	var o SetupOptions
 	c := &cobra.Command{
 		Use:   "setup",
-		Short: "Prepare this host: packages, kernel pack, minimal template",
-		Long:  "setup can be repeated: it makes what is missing and leaves the rest.",
-		Args:  cobra.NoArgs,
+		Short: "Prepare this host: packages, kernel pack, templates",
+		Long: "setup makes what is needed to start, with the template minimal, and those of --template.\n" +
+			"It can be repeated: it makes what is missing and leaves the rest.",
+		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := f.config(c)
 			if err != nil {
@@ -126,7 +127,8 @@ func setupCommand(f *flags, errOut io.Writer) *cobra.Command {
 	}
 	c.Flags().StringVar(&o.Kernel, "kernel", "", "vmlinuz to use instead of Debian's cloud kernel")
 	c.Flags().StringVar(&o.Modules, "modules", "", "its /lib/modules/<release> directory")
-	c.Flags().BoolVar(&o.Force, "force", false, "make kernel pack and template again")
+	c.Flags().StringSliceVar(&o.Templates, "template", nil, "`RECIPE` to build as a template too, such as docker; repeatable")
+	c.Flags().BoolVar(&o.Force, "force", false, "make kernel pack and templates again")
 	c.Flags().BoolVar(&o.NoPackages, "no-packages", false, "install no packages")
 	return c
 }

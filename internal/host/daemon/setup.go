@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 
@@ -20,15 +21,27 @@ import (
 
 // SetupOptions say what setup does besides the usual.
 type SetupOptions struct {
-	Kernel, Modules string // use these instead of Debian's
-	Force           bool   // make again what is there
-	NoPackages      bool   // install nothing
+	Kernel, Modules string   // use these instead of Debian's
+	Templates       []string // recipes to build besides the default one
+	Force           bool     // make again what is there
+	NoPackages      bool     // install nothing
+}
+
+// recipes are the templates that setup sees to.
+func (o SetupOptions) recipes() []string {
+	all := []string{sandbox.DefaultTemplate}
+	for _, name := range o.Templates {
+		if !slices.Contains(all, name) {
+			all = append(all, name)
+		}
+	}
+	return all
 }
 
 // neededPackages are the Debian packages that hutchd and setup use.
 func neededPackages() []string { return []string{"qemu-system-x86", "e2fsprogs", "kmod"} }
 
-// Setup prepares a host: packages, kernel pack, minimal template. It makes
+// Setup prepares a host: packages, kernel pack, templates. It makes
 // what is missing and tells each step on out, so it can be repeated.
 func Setup(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log *slog.Logger) error {
 	if os.Geteuid() != 0 {
@@ -66,18 +79,25 @@ func setupBeside(cfg Config, o SetupOptions, out io.Writer, log *slog.Logger, lo
 	if err != nil {
 		return err
 	}
-	t, _, templateErr := templates.Resolve(sandbox.DefaultTemplate)
-	if packErr == nil && templateErr == nil && !o.Force && o.Kernel == "" {
-		printPrepared(out, pack, t)
+	there := []template.Template{}
+	for _, name := range o.recipes() {
+		if t, _, err := templates.Resolve(name); err == nil {
+			there = append(there, t)
+		}
+	}
+	if packErr == nil && len(there) == len(o.recipes()) && !o.Force && o.Kernel == "" {
+		printPrepared(out, pack, there)
 		return nil
 	}
 	return fmt.Errorf("%w; stop it for setup (sandboxes go on running), or make templates with: hutch template build NAME", locked)
 }
 
 // printPrepared tells what a prepared root has.
-func printPrepared(out io.Writer, pack kernel.Pack, t template.Template) {
+func printPrepared(out io.Writer, pack kernel.Pack, templates []template.Template) {
 	fmt.Fprintf(out, "kernel pack   %s (%s)\n", pack.ID, pack.Release)
-	fmt.Fprintf(out, "template      %s (%.19s, %d MiB)\n", t.Name, t.ImageDigest, t.SizeBytes>>20)
+	for _, t := range templates {
+		fmt.Fprintf(out, "template      %s (%.19s, %d MiB)\n", t.Name, t.ImageDigest, t.SizeBytes>>20)
+	}
 }
 
 func prepare(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log *slog.Logger) error {
@@ -96,15 +116,19 @@ func prepare(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log
 	if err != nil {
 		return err
 	}
-	t, _, err := templates.Resolve(sandbox.DefaultTemplate)
-	if o.Force || fault.Is(err, fault.NotFound) {
-		steps := &stepPrinter{out: out}
-		t, err = templates.Import(ctx, template.ImportParams{Name: sandbox.DefaultTemplate, Recipe: sandbox.DefaultTemplate, Progress: steps.step})
+	var there []template.Template
+	for _, name := range o.recipes() {
+		t, _, err := templates.Resolve(name)
+		if o.Force || fault.Is(err, fault.NotFound) {
+			steps := &stepPrinter{out: out}
+			t, err = templates.Import(ctx, template.ImportParams{Name: name, Recipe: name, Progress: steps.step})
+		}
+		if err != nil {
+			return err
+		}
+		there = append(there, t)
 	}
-	if err != nil {
-		return err
-	}
-	printPrepared(out, pack, t)
+	printPrepared(out, pack, there)
 	return nil
 }
 

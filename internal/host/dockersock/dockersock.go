@@ -114,7 +114,8 @@ func (s *Sockets) Close() error {
 	return nil
 }
 
-// Path returns where the socket of a sandbox is, empty when it has none.
+// Path returns where the socket of a sandbox is, which is open then, also before
+// its event was read. It is empty when the sandbox has none.
 func (s *Sockets) Path(id sandbox.ID) string {
 	if d := s.doorOf(id); d != nil && d.listening() {
 		return s.path(id)

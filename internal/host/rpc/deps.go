@@ -130,8 +130,18 @@ func (noMeter) ExecEnded(error, time.Duration)                    {}
 
 // Docker is the Docker sockets of the sandboxes.
 type Docker interface {
-	// Path returns where the socket of a sandbox is, empty when it has none.
+	// Path returns where the socket of a sandbox is, which is open then. It is
+	// empty when the sandbox has none.
 	Path(id sandbox.ID) string
 	// Serve serves a connection as one to that socket, to its end.
 	Serve(id sandbox.ID, conn net.Conn) error
+}
+
+// socketOf is d.Path, where there is a d. What makes a sandbox calls it before it
+// answers, so that a client finds the socket at once.
+func socketOf(d Docker, id sandbox.ID) string {
+	if d == nil {
+		return ""
+	}
+	return d.Path(id)
 }

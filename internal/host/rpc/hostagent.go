@@ -13,8 +13,9 @@ import (
 
 // hostAgent serves hostagent.v1.HostAgentService.
 type hostAgent struct {
-	boxes lifecycle.Sandboxes
-	meter Meter
+	boxes  lifecycle.Sandboxes
+	docker Docker // nil: none
+	meter  Meter
 }
 
 // CreateSandbox implements the RPC.
@@ -29,6 +30,7 @@ func (h *hostAgent) CreateSandbox(ctx context.Context, r *connect.Request[hostag
 	if err != nil {
 		return nil, err
 	}
+	socketOf(h.docker, view.ID)
 	return connect.NewResponse(&hostagentv1.CreateSandboxResponse{
 		SandboxId: string(view.ID), Status: string(view.State), HostIp: view.HostIP, Stages: stagesOf(view.Stages),
 	}), nil

@@ -168,12 +168,12 @@ func newServices(p Params, who *auth.Authenticator, draining context.Context) (m
 	reflector := grpcreflect.NewStaticReflector(append(names, grpchealth.HealthV1ServiceName)...)
 	services := map[string]http.Handler{}
 	mount := func(path string, h http.Handler) { services[path] = h }
-	mount(hostagentv1connect.NewHostAgentServiceHandler(&hostAgent{p.Sandboxes, p.Meter}, options))
+	mount(hostagentv1connect.NewHostAgentServiceHandler(&hostAgent{p.Sandboxes, p.Docker, p.Meter}, options))
 	mount(hostagentv1connect.NewSandboxServiceHandler(&sandboxes{
 		boxes: p.Sandboxes, docker: p.Docker, subscribe: p.Subscribe, logPath: p.LogPath, stats: p.Stats, trim: p.Trim, draining: draining,
 	}, options))
 	mount(hostagentv1connect.NewTemplateServiceHandler(&templates{p.Templates, p.Sandboxes, p.Snapshots}, options))
-	mount(hostagentv1connect.NewSnapshotServiceHandler(&snapshots{p.Snapshots}, options))
+	mount(hostagentv1connect.NewSnapshotServiceHandler(&snapshots{p.Snapshots, p.Docker}, options))
 	mount(hostagentv1connect.NewPortServiceHandler(&portList{p.Ports, p.Sandboxes}, options))
 	mount(hostagentv1connect.NewHostServiceHandler(&host{p.Host, p.Sandboxes}, options))
 	mount(grpchealth.NewHandler(grpchealth.NewStaticChecker(names...), options))

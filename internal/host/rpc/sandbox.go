@@ -31,9 +31,7 @@ func (s *sandboxes) InspectSandbox(_ context.Context, r *connect.Request[hostage
 		return nil, err
 	}
 	m := recordOf(view, time.Now())
-	if s.docker != nil {
-		m.DockerSocket = s.docker.Path(view.ID)
-	}
+	m.DockerSocket = socketOf(s.docker, view.ID)
 	return connect.NewResponse(&hostagentv1.InspectSandboxResponse{Sandbox: m}), nil
 }
 

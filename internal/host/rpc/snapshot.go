@@ -13,6 +13,7 @@ import (
 // snapshots serves hostagent.v1.SnapshotService.
 type snapshots struct {
 	snapshots Snapshots
+	docker    Docker // nil: none
 }
 
 // ForkSandbox implements the RPC.
@@ -27,6 +28,7 @@ func (s *snapshots) ForkSandbox(ctx context.Context, r *connect.Request[hostagen
 	}
 	res := &hostagentv1.ForkSandboxResponse{StoppedMicros: forked.Stopped.Microseconds()}
 	for _, v := range forked.Views {
+		socketOf(s.docker, v.ID)
 		res.Forks = append(res.Forks, &hostagentv1.ForkSandboxResponse_Fork{
 			SandboxId: string(v.ID), HostIp: v.HostIP, Stages: stagesOf(v.Stages),
 		})
