@@ -97,7 +97,7 @@ func (p *parts) openStore(context.Context) error {
 	if p.snapshots, err = snapshot.NewStore(p.store.SnapshotsDir()); err != nil {
 		return err
 	}
-	p.templates, err = template.Open(template.Params{Root: p.cfg.Root, Programs: filepath.Dir(p.cfg.Agent), Log: p.log})
+	p.templates, err = openTemplates(p.cfg, p.log)
 	return err
 }
 

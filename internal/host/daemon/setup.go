@@ -75,7 +75,7 @@ func setupBeside(cfg Config, o SetupOptions, out io.Writer, log *slog.Logger, lo
 		return err
 	}
 	pack, packErr := kernels.Current()
-	templates, err := template.Open(template.Params{Root: cfg.Root, Log: log})
+	templates, err := openTemplates(cfg, log)
 	if err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func prepare(ctx context.Context, cfg Config, o SetupOptions, out io.Writer, log
 	if err != nil {
 		return err
 	}
-	templates, err := template.Open(template.Params{Root: cfg.Root, Log: log})
+	templates, err := openTemplates(cfg, log)
 	if err != nil {
 		return err
 	}

@@ -2,12 +2,20 @@ package daemon
 
 import (
 	"context"
+	"log/slog"
+	"path/filepath"
 
 	"github.com/hutch-run/hutch/internal/host/disk"
 	"github.com/hutch-run/hutch/internal/host/image"
 	"github.com/hutch-run/hutch/internal/host/rpc"
 	"github.com/hutch-run/hutch/internal/host/template"
 )
+
+// openTemplates opens the template store of a root. Programs that recipes put
+// into images are beside the agent.
+func openTemplates(cfg Config, log *slog.Logger) (*template.Store, error) {
+	return template.Open(template.Params{Root: cfg.Root, Programs: filepath.Dir(cfg.Agent), Log: log})
+}
 
 // templates is the template store as the API wants it.
 type templates struct{ p *parts }
