@@ -10,6 +10,7 @@ package harness
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -22,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/sandbox"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
 
@@ -152,22 +154,39 @@ func (d *Daemon) checkLeaks() {
 }
 
 // linkRoot makes the daemon's root with hard links to what is prepared: images
-// and packs never change once they are there. On another disk they are copied.
+// and packs never change once they are there. To another disk, which may be
+// small, the default template alone is copied.
 func (d *Daemon) linkRoot(from string) {
 	d.T.Helper()
-	if err := os.MkdirAll(d.Root, 0o711); err != nil {
-		d.T.Fatal(err)
-	}
-	how := "-al"
+	how, names := "-al", []string{"kernels", "images", "templates"}
 	if d.options.Disk != "" {
-		how = "-a"
+		how, names = "-a", []string{"kernels", "templates/" + sandbox.DefaultTemplate, "images/" + d.defaultImage(from)}
 	}
-	for _, name := range []string{"kernels", "images", "templates"} {
-		out, err := exec.Command("cp", how, filepath.Join(from, name), d.Root+"/").CombinedOutput()
-		if err != nil {
+	for _, name := range names {
+		to := filepath.Join(d.Root, name)
+		if err := os.MkdirAll(filepath.Dir(to), 0o711); err != nil {
+			d.T.Fatal(err)
+		}
+		if out, err := exec.Command("cp", how, filepath.Join(from, name), to).CombinedOutput(); err != nil {
 			d.T.Fatalf("link the prepared root: %v: %s", err, out)
 		}
 	}
+}
+
+// defaultImage returns the name of the default template's image in a root.
+func (d *Daemon) defaultImage(root string) string {
+	d.T.Helper()
+	var t struct {
+		ImageDigest string `json:"image_digest"`
+	}
+	b, err := os.ReadFile(filepath.Join(root, "templates", sandbox.DefaultTemplate, "template.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &t)
+	}
+	if err != nil {
+		d.T.Fatal(err)
+	}
+	return strings.TrimPrefix(t.ImageDigest, "sha256:")
 }
 
 // FreePort returns an address on the loopback that was free just now.

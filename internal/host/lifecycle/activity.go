@@ -52,7 +52,7 @@ func (b *box) deadline() (at time.Time, ok bool) {
 		at = b.backOff.until
 	}
 	switch {
-	case b.wanted > 0:
+	case b.wanted > 0, b.stuck:
 		return at, false
 	case b.rec.State == sandbox.Running:
 		return at, b.inFlight == 0
@@ -69,6 +69,9 @@ func (b *box) untilNext() time.Duration {
 	if at, ok := b.deadline(); ok {
 		wait = min(wait, time.Until(at))
 	}
+	if b.stuck {
+		wait = min(wait, time.Until(b.lookedAt.Add(roomEvery)))
+	}
 	switch {
 	case b.unsaved:
 		wait = min(wait, time.Until(b.savedAt.Add(retryEvery)))
@@ -84,6 +87,9 @@ func (b *box) onTimer() {
 	if at, ok := b.deadline(); ok && !time.Now().Before(at) {
 		b.timeUp()
 		return
+	}
+	if b.stuck && !time.Now().Before(b.lookedAt.Add(roomEvery)) {
+		b.lookForRoom()
 	}
 	due := persistEvery
 	if b.unsaved {

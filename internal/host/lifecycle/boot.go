@@ -397,12 +397,15 @@ func (o *boot) explain(ctx context.Context, act string, err error) error {
 		return fault.New(fault.Unavailable, "%s: %w", act, vmDied{o.vm.Exit()})
 	default:
 	}
+	if errors.Is(err, errDiskFull) {
+		return fmt.Errorf("%s: %w", act, err)
+	}
 	words := orElse(lastWords(o.m.p.Records.ConsoleLog(o.id)), "(nothing)")
 	return fault.New(fault.Unavailable, "%s: %w; its console's last words: %s", act, err, words)
 }
 
-// whileAlive returns a context that ends when the VMM does. stop must be
-// called.
+// whileAlive returns a context that ends when the VMM does, or stops the guest
+// for want of room on the host. stop must be called.
 func whileAlive(ctx context.Context, vm vmm.VM) (alive context.Context, stop func()) {
 	alive, cancel := context.WithCancelCause(ctx)
 	watched := make(chan struct{})
@@ -411,6 +414,8 @@ func whileAlive(ctx context.Context, vm vmm.VM) (alive context.Context, stop fun
 		select {
 		case <-vm.Done():
 			cancel(vmDied{vm.Exit()})
+		case <-vm.DiskFull():
+			cancel(errDiskFull)
 		case <-alive.Done():
 		}
 	}()

@@ -68,6 +68,8 @@ type box struct {
 	savedAt  time.Time // when rec was written, or that was tried
 	savedAct time.Time // the ActiveAt that was written
 	backOff  backOff   // of what a timeout does
+	stuck    bool      // paused because the host's disk is full
+	lookedAt time.Time // when room on it was looked for
 	timer    *time.Timer
 }
 
@@ -146,15 +148,20 @@ func (b *box) turn() {
 		return
 	}
 	// Of a broken sandbox's VM nothing is expected any more but a destroy.
-	var exit <-chan struct{}
+	var exit, full <-chan struct{}
 	if b.rec.State == sandbox.Running || b.rec.State == sandbox.Paused {
 		exit = b.vm.Done()
+		if !b.stuck {
+			full = b.vm.DiskFull()
+		}
 	}
 	b.timer.Reset(b.untilNext())
 	select {
 	case <-b.kick:
 	case <-exit:
 		b.vmEnded()
+	case <-full:
+		b.diskFull()
 	case r := <-b.inbox:
 		b.answer(r)
 	case i := <-b.shares.ended():
@@ -272,6 +279,7 @@ func (b *box) commit(c change) error {
 	before := b.rec
 	b.rec.State, b.rec.Cause, b.rec.Reason = c.to, c.cause, c.reason
 	b.rec.ChangedAt = time.Now()
+	b.stuck = b.stuck && c.to == sandbox.Paused
 	if err := b.save(); err != nil {
 		if c.must {
 			b.rec = before

@@ -59,7 +59,7 @@ func (d fakeDriver) Restore(ctx context.Context, spec vmm.Spec, from vmm.Saved) 
 func (w *world) launch(s *session, spec vmm.Spec) *fakeVM {
 	w.nextPID++
 	w.launched++
-	m := &machine{w: w, spec: spec, running: true, done: make(chan struct{}), memory: fmt.Sprintf("boot %d of %s", w.launched, spec.ID)}
+	m := &machine{w: w, spec: spec, running: true, full: make(chan struct{}), done: make(chan struct{}), memory: fmt.Sprintf("boot %d of %s", w.launched, spec.ID)}
 	m.ident = sandbox.Machine{Driver: "fake", UID: spec.UID, Process: sandbox.Process{PID: w.nextPID, StartTicks: 1, BootID: w.bootID}}
 	w.vms[w.nextPID] = m
 	return &fakeVM{s, m}
@@ -113,6 +113,12 @@ type fakeVM struct {
 func (v *fakeVM) Machine() sandbox.Machine { return v.m.ident }
 func (v *fakeVM) Done() <-chan struct{}    { return v.m.done }
 func (v *fakeVM) Exit() vmm.Exit           { return v.m.exit }
+func (v *fakeVM) DiskFull() <-chan struct{} {
+	v.m.w.mu.Lock()
+	defer v.m.w.mu.Unlock()
+	return v.m.full
+}
+
 func (v *fakeVM) Close() error             { return v.s.do("VM.Close", func() error { return nil }) }
 
 func (v *fakeVM) DialLink(context.Context) (net.Conn, error) {
@@ -127,6 +133,9 @@ func (v *fakeVM) set(ctx context.Context, name string, running bool) error {
 		v.m.w.mu.Lock()
 		defer v.m.w.mu.Unlock()
 		v.m.running = running
+		if running {
+			v.m.full = make(chan struct{})
+		}
 		return nil
 	})
 }

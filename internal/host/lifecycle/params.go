@@ -190,6 +190,9 @@ type cancelCause struct{ error }
 
 func (c cancelCause) Unwrap() error { return c.error }
 
+// errDiskFull is why a guest stands that its VMM stopped.
+var errDiskFull = fault.New(fault.Exhausted, "the host's disk is full, its guest stands; free space on it")
+
 // vmDied is the end of a VMM that nobody asked for.
 type vmDied struct{ exit vmm.Exit }
 

@@ -379,7 +379,7 @@ func (m *Manager) Resume(ctx context.Context, id sandbox.ID) error {
 func (b *box) resume(reason string) error {
 	switch b.rec.State {
 	case sandbox.Paused:
-		return b.unpause(reason)
+		return b.unpause(sandbox.ByUser, reason)
 	case sandbox.Stopped, sandbox.Failed:
 		return b.reboot()
 	case sandbox.Hibernated:
@@ -389,7 +389,7 @@ func (b *box) resume(reason string) error {
 	return fault.New(fault.Internal, "sandbox %s can't be resumed while %s", b.id, b.rec.State)
 }
 
-func (b *box) unpause(reason string) error {
+func (b *box) unpause(cause sandbox.Cause, reason string) error {
 	ctx, cancel := b.op()
 	defer cancel()
 	if err := b.at(ctx, "unpause"); err != nil {
@@ -399,7 +399,7 @@ func (b *box) unpause(reason string) error {
 		return b.unsure(fmt.Errorf("resume sandbox %s: %w", b.id, err))
 	}
 	b.active()
-	err := b.commit(change{to: sandbox.Running, cause: sandbox.ByUser, reason: reason})
+	err := b.commit(change{to: sandbox.Running, cause: cause, reason: reason})
 	b.clock.soon()
 	return err
 }

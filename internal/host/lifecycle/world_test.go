@@ -61,6 +61,7 @@ type machine struct {
 	starting string // what it was asked to bring up; guarded by w.mu
 	exit     vmm.Exit
 	done     chan struct{}
+	full     chan struct{} // closed when it stands for want of room; guarded by w.mu
 }
 
 func newWorld(t testing.TB) *world {

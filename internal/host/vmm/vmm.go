@@ -40,6 +40,11 @@ type VM interface {
 	Resume(ctx context.Context) error
 	// Running reports whether the vCPUs run, as the VMM tells it now.
 	Running(ctx context.Context) (bool, error)
+	// DiskFull returns a channel that is closed when the VMM has begun to stop the
+	// vCPUs by itself, because the host's disk has no room for what the guest
+	// writes. None of it is lost: Resume has it tried again, and the channel is
+	// another one then. Nil: the driver never does that.
+	DiskFull() <-chan struct{}
 	// Kill ends the VMM at once and returns when the process is reaped. It is
 	// idempotent.
 	Kill(ctx context.Context) error

@@ -172,7 +172,7 @@ func (d *Driver) start(spec vmm.Spec, ram *RAM, running bool) (vmm.VM, error) {
 	spec.NIC = nil
 	m := &Machine{
 		Spec: spec, host: h, console: console, ram: ram, running: running,
-		done: make(chan struct{}), hung: make(chan struct{}), still: make(chan struct{}, 1),
+		full: make(chan struct{}), done: make(chan struct{}), hung: make(chan struct{}), still: make(chan struct{}, 1),
 	}
 	close(m.hung)
 	h.mu.Lock()

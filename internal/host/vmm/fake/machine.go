@@ -29,6 +29,7 @@ type Machine struct {
 
 	mu      sync.Mutex
 	running bool          // guarded by mu
+	full    chan struct{} // closed when the disk was full; guarded by mu
 	hung    chan struct{} // open while it hangs; guarded by mu
 	links   [2]net.Conn   // hutchd's and the guest's side; guarded by mu
 	over    bool          // guarded by mu
@@ -66,6 +67,28 @@ func (m *Machine) End(e vmm.Exit) {
 // Crash ends the machine as SIGKILL from outside does.
 func (m *Machine) Crash() {
 	m.End(vmm.Exit{Reason: vmm.Crashed, Detail: "fake ended by signal SIGKILL"})
+}
+
+// Fill stops the machine as a VMM does whose host has no room for what the guest
+// writes. A Resume goes on.
+func (m *Machine) Fill() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.running = false
+	select {
+	case <-m.full:
+	default:
+		close(m.full)
+	}
+}
+
+// refillLocked makes another channel for the next time.
+func (m *Machine) refillLocked() {
+	select {
+	case <-m.full:
+		m.full = make(chan struct{})
+	default:
+	}
 }
 
 // Hang makes everything but Kill wait until the caller's context ends or

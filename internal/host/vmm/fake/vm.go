@@ -86,13 +86,23 @@ func (v *vm) Resume(ctx context.Context) error {
 		return fmt.Errorf("resume %s: %w", v.m.Spec.ID, err)
 	}
 	defer v.m.release()
-	return v.do(ctx, "resume", func(m *Machine) { m.running = true })
+	return v.do(ctx, "resume", func(m *Machine) {
+		m.running = true
+		m.refillLocked()
+	})
 }
 
 // Running tells which of both was last.
 func (v *vm) Running(ctx context.Context) (running bool, err error) {
 	err = v.do(ctx, "look at", func(m *Machine) { running = m.running })
 	return running, err
+}
+
+// DiskFull is closed by Machine.Fill.
+func (v *vm) DiskFull() <-chan struct{} {
+	v.m.mu.Lock()
+	defer v.m.mu.Unlock()
+	return v.m.full
 }
 
 // Kill ends the machine.

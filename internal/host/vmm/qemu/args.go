@@ -193,7 +193,7 @@ func diskArgs(i int, d argDisk) []string {
 		"-add-fd", fmt.Sprintf("fd=%d,set=%d", d.FD, set),
 		"-blockdev", fmt.Sprintf("driver=file,node-name=%s-file,filename=/dev/fdset/%d,%s,auto-read-only=off,%s,locking=on,aio=threads,cache.direct=off", node, set, mode, discard),
 		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,file=%s-file,%s,auto-read-only=off,%s", node, node, mode, discard),
-		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,discard=%s,werror=report,rerror=report,%s", node, quote(d.Serial), trim, virtioPCI),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s,discard=%s,werror=enospc,rerror=report,%s", node, quote(d.Serial), trim, virtioPCI),
 	}
 }
 

@@ -36,6 +36,19 @@ func shutdownReason(e qmp.Event) string {
 	return data.Reason
 }
 
+// stoppedForRoom tells whether an event says that QEMU stops the guest because
+// there is no room on the host for what it writes: werror=enospc of the disks.
+func stoppedForRoom(e qmp.Event) bool {
+	if e.Name != "BLOCK_IO_ERROR" {
+		return false
+	}
+	var data struct {
+		Action  string `json:"action"`
+		NoSpace bool   `json:"nospace"`
+	}
+	return json.Unmarshal(e.Data, &data) == nil && data.Action == "stop" && data.NoSpace
+}
+
 // classify says why a machine ended. What the guest did first counts, then
 // what was done to QEMU.
 func classify(e ending) vmm.Exit {

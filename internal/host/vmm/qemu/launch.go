@@ -190,6 +190,10 @@ func (d *Driver) Adopt(ctx context.Context, m sandbox.Machine, spec vmm.Spec) (v
 		// It can still be ended, and its exit is still seen. The next call that
 		// needs it tries again.
 		d.logger.Warn("adopted QEMU does not answer", "sandbox_id", spec.ID, "error", err)
+		return v, nil
+	}
+	if s, err := v.status(ctx); err == nil && s.Status == "io-error" { // its event came while nobody was there
+		v.setFull(true)
 	}
 	return v, nil
 }
@@ -221,7 +225,7 @@ func (d *Driver) newVM(ctx context.Context, spec vmm.Spec, p *proc.Process) (*vm
 	v := &vm{
 		driver: d, spec: spec, accel: d.caps.Accel, proc: p,
 		console: console{log: log},
-		dialing: make(chan struct{}, 1), still: make(chan struct{}, 1), loaded: make(chan string, 1),
+		full:    make(chan struct{}), dialing: make(chan struct{}, 1), still: make(chan struct{}, 1), loaded: make(chan string, 1),
 		closing: make(chan struct{}), done: make(chan struct{}), watched: make(chan struct{}),
 	}
 	v.spec.NIC = nil // the caller closes its tap

@@ -41,6 +41,7 @@ type vm struct {
 	link     net.Conn      // guarded by mu
 	stale    []int         // sets of files that saves left in QEMU; guarded by mu
 	shutdown string        // the first reason told; guarded by mu
+	full     chan struct{} // see DiskFull; guarded by mu
 	killed   bool          // guarded by mu
 	closed   bool          // guarded by mu
 
@@ -145,6 +146,9 @@ func (v *vm) dialControl(ctx context.Context) (*qmp.Client, error) {
 }
 
 func (v *vm) onEvent(e qmp.Event) {
+	if stoppedForRoom(e) {
+		v.setFull(true)
+	}
 	if status := loadEnd(e); status != "" {
 		select {
 		case v.loaded <- status:
@@ -230,7 +234,9 @@ func (v *vm) resume(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, controlTime)
 	defer cancel()
+	wasFull := v.setFull(false) // before it can be full again
 	if err := c.Execute(ctx, "cont", nil, nil); err != nil {
+		v.setFull(wasFull)
 		return err
 	}
 	v.dropStale(ctx, c)
@@ -239,13 +245,46 @@ func (v *vm) resume(ctx context.Context) error {
 
 // Running asks QEMU.
 func (v *vm) Running(ctx context.Context) (bool, error) {
-	var status struct {
-		Running bool `json:"running"`
-	}
-	if err := v.command(ctx, "query-status", &status); err != nil {
+	s, err := v.status(ctx)
+	if err != nil {
 		return false, fmt.Errorf("look at %s: %w", v.spec.ID, v.explain(ctx, err))
 	}
-	return status.Running, nil
+	return s.Running, nil
+}
+
+// runStatus is what QEMU says of the vCPUs.
+type runStatus struct {
+	Running bool   `json:"running"`
+	Status  string `json:"status"`
+}
+
+func (v *vm) status(ctx context.Context) (s runStatus, err error) {
+	return s, v.command(ctx, "query-status", &s)
+}
+
+// DiskFull tells what QEMU's events told; see vmm.VM.
+func (v *vm) DiskFull() <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.full
+}
+
+// setFull notes whether the host's disk is full, and returns whether it was.
+func (v *vm) setFull(full bool) (before bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	select {
+	case <-v.full:
+		before = true
+	default:
+	}
+	switch {
+	case full && !before:
+		close(v.full)
+	case !full && before:
+		v.full = make(chan struct{})
+	}
+	return before
 }
 
 // Kill ends QEMU; see vmm.VM.
