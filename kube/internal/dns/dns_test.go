@@ -1,9 +1,14 @@
 package dns
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -111,6 +116,108 @@ func TestServerAsksUpstreamOverBothTransports(t *testing.T) {
 		t.Error(err)
 	}
 	if err := u.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// cluster is names of a cluster: a service with an address, and one with many.
+type cluster struct{ next plugin.Handler }
+
+func (cluster) Name() string { return "cluster" }
+
+func (c cluster) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	n := map[string]int{"one.cluster.local.": 1, "many.cluster.local.": 60}[r.Question[0].Name]
+	if n == 0 {
+		return c.next.ServeDNS(ctx, w, r)
+	}
+	m := new(dns.Msg).SetReply(r)
+	for i := range n {
+		m.Answer = append(m.Answer, &dns.A{Hdr: dns.RR_Header{Name: r.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 5}, A: net.IPv4(10, 43, 1, byte(i))})
+	}
+	return dns.RcodeSuccess, w.WriteMsg(m)
+}
+
+// silence is a server that never answers. asked gets a value for each query.
+func silence(t *testing.T) (port string, asked <-chan struct{}) {
+	t.Helper()
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	queries, done := make(chan struct{}, 1000), make(chan struct{})
+	go func() {
+		defer close(done)
+		for b := make([]byte, 512); ; {
+			if _, _, err := pc.ReadFrom(b); err != nil {
+				return
+			}
+			select {
+			case queries <- struct{}{}:
+			default: // more than the test counts
+			}
+		}
+	}()
+	t.Cleanup(func() { _ = pc.Close(); <-done })
+	_, port, err = net.SplitHostPort(pc.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port, queries
+}
+
+// TestDeadUpstreamDelaysNoNameOfTheCluster: while 200 queries wait for a server
+// that never answers, those for names of the cluster are answered, also those
+// whose answer needs TCP.
+func TestDeadUpstreamDelaysNoNameOfTheCluster(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	conf(t, path, "nameserver 127.0.0.1\n")
+	u := newUpstream(path, nil)
+	var asked <-chan struct{}
+	u.port, asked = silence(t)
+	s, err := newServer("127.0.0.1", "0", func(next plugin.Handler) plugin.Handler { return cluster{next} }, u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	_ = l.Close()
+	stop, err := serve(address, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var answered atomic.Int32
+	waiting, giveUp := context.WithCancel(t.Context())
+	for i := range 200 {
+		wg.Go(func() {
+			q := new(dns.Msg).SetQuestion(fmt.Sprintf("n%d.example.org.", i), dns.TypeA)
+			if _, _, err := (&dns.Client{Timeout: time.Minute}).ExchangeContext(waiting, q, address); err == nil {
+				answered.Add(1)
+			}
+		})
+	}
+	for range 200 {
+		<-asked
+	}
+	if err := Ask(t.Context(), address, "one.cluster.local"); err != nil {
+		t.Error(err)
+	}
+	q := new(dns.Msg).SetQuestion("many.cluster.local.", dns.TypeA)
+	if resp, _, err := new(dns.Client).Exchange(q, address); err != nil || !resp.Truncated {
+		t.Errorf("60 addresses over UDP: %v, %v, want a short answer that says so", resp, err)
+	}
+	if resp, _, err := (&dns.Client{Net: "tcp"}).Exchange(q, address); err != nil || len(resp.Answer) != 60 {
+		t.Errorf("60 addresses over TCP: %v, %v", resp, err)
+	}
+	if n := answered.Load(); n != 0 {
+		t.Logf("%d queries to the dead server were answered meanwhile, so they waited for less than they should", n)
+	}
+	giveUp()
+	wg.Wait()
+	if err := errors.Join(stop(), u.close()); err != nil {
 		t.Error(err)
 	}
 }
