@@ -23,7 +23,7 @@ type rule struct {
 
 // vocabulary is what every package may import: words without I/O.
 func vocabulary() []string {
-	return []string{"internal/sandbox", "internal/fault", "internal/undo", "internal/version"}
+	return []string{"internal/sandbox", "internal/fault", "internal/undo", "internal/delay", "internal/version"}
 }
 
 // leaf is the rule of a leaf of the host side: the vocabulary, proc, and what
@@ -38,6 +38,7 @@ func rules() []rule {
 		{"internal/sandbox", nil, "the vocabulary imports only the standard library"},
 		{"internal/fault", nil, "the vocabulary imports only the standard library"},
 		{"internal/undo", nil, "the vocabulary imports only the standard library"},
+		{"internal/delay", nil, "the vocabulary imports only the standard library"},
 		{"internal/version", nil, "the vocabulary imports only the standard library"},
 		{"internal/arch", nil, "tests only"},
 		{"internal/testenv", nil, "tests only; it must not pull the product in"},

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // How the guest waits where there is nothing to be waited for by event: for a
@@ -162,7 +164,7 @@ func (l *Listener) run() {
 			told = msg
 			l.p.Log.Warn("link port is not usable, trying again", "err", err)
 		}
-		pause(l.ctx, wait)
+		_ = delay.For(l.ctx, wait)
 		wait = min(2*wait, lastBackoff)
 	}
 }
@@ -270,7 +272,7 @@ func (c *guestPort) read(ctx context.Context) error {
 			// anything else reports EOF over and over.
 			c.endSession(ErrHostAway)
 			synced = false
-			pause(ctx, wait)
+			_ = delay.For(ctx, wait)
 			wait = min(max(2*wait, firstBackoff), lastBackoff)
 		default:
 			return fmt.Errorf("read from port: %w", err)
@@ -410,17 +412,4 @@ func (c *guestPort) fill(buf []byte) []byte {
 		buf = cur.fill(buf)
 	}
 	return buf
-}
-
-// pause waits for d or the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

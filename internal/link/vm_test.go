@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/delay"
 	"github.com/hutch-run/hutch/internal/testenv"
 )
 
@@ -146,7 +147,7 @@ func (m *machine) connect(ctx context.Context, name string) net.Conn {
 		if err == nil {
 			return conn
 		}
-		pause(ctx, 10*time.Millisecond)
+		_ = delay.For(ctx, 10*time.Millisecond)
 		if ctx.Err() != nil {
 			m.t.Fatal(err)
 		}
@@ -241,7 +242,7 @@ func TestVirtioSerial(t *testing.T) {
 	step("host away for 3 s", func() {
 		before := m.ticks(ctx, s)
 		_ = s.Close()
-		pause(ctx, 3*time.Second)
+		_ = delay.For(ctx, 3*time.Second)
 		s = m.dial(ctx)
 		if used := m.ticks(ctx, s) - before; used > 30 {
 			t.Errorf("agent used %d ticks while the host was away", used)

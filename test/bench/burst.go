@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // burst is many creates at once, each followed by an exec, and what such a
@@ -63,7 +65,7 @@ func (b *bench) measureBurst(ctx context.Context) error {
 
 // alone makes some sandboxes one after the other and sees what each costs.
 func (b *bench) alone(ctx context.Context, s *burst) (err error) {
-	if err := wait(ctx, settle); err != nil {
+	if err := delay.For(ctx, settle); err != nil {
 		return err
 	}
 	hutchd := b.host.cmd.Process.Pid
@@ -92,7 +94,7 @@ func (b *bench) alone(ctx context.Context, s *burst) (err error) {
 		}
 		s.OneVMM = append(s.OneVMM, micros(used))
 	}
-	if err := wait(ctx, settle); err != nil {
+	if err := delay.For(ctx, settle); err != nil {
 		return err
 	}
 	after, err := processorTime(hutchd)

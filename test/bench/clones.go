@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // clones is what a number of idle machines that are copies of one cost, each
@@ -86,7 +88,7 @@ func (b *bench) growClones(ctx context.Context, side string, start func() (pid i
 			}
 			pids = append(pids, pid)
 		}
-		if err := wait(ctx, rest); err != nil {
+		if err := delay.For(ctx, rest); err != nil {
 			return err
 		}
 		c := clones{Side: side, Count: n}

@@ -19,6 +19,7 @@ import (
 	arcboxv1 "github.com/hutch-run/hutch/gen/arcbox/v1"
 	"github.com/hutch-run/hutch/gen/arcbox/v1/arcboxv1connect"
 	hostagentv1 "github.com/hutch-run/hutch/gen/hostagent/v1"
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // siteSnapshot is the named snapshot of a cluster in which the site runs.
@@ -226,7 +227,7 @@ func until(ctx context.Context, yes func() (bool, error)) error {
 		if ok, err := yes(); ok || err != nil {
 			return err
 		}
-		if err := wait(ctx, 100*time.Millisecond); err != nil {
+		if err := delay.For(ctx, 100*time.Millisecond); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // idleSample is hutchd with a number of sandboxes that do nothing.
@@ -71,7 +73,7 @@ func (b *bench) measureIdle(ctx context.Context) error {
 func (b *bench) idle(ctx context.Context, n int) (idleSample, error) {
 	s := idleSample{Sandboxes: n, Seconds: b.plan.IdleSec}
 	// What the last create left to do in the background is not idleness.
-	if err := wait(ctx, 3*time.Second); err != nil {
+	if err := delay.For(ctx, 3*time.Second); err != nil {
 		return s, err
 	}
 	pid := b.host.cmd.Process.Pid
@@ -79,7 +81,7 @@ func (b *bench) idle(ctx context.Context, n int) (idleSample, error) {
 	if err != nil {
 		return s, err
 	}
-	if err := wait(ctx, time.Duration(s.Seconds)*time.Second); err != nil {
+	if err := delay.For(ctx, time.Duration(s.Seconds)*time.Second); err != nil {
 		return s, err
 	}
 	after, err := readUse(pid)
@@ -93,17 +95,6 @@ func (b *bench) idle(ctx context.Context, n int) (idleSample, error) {
 	}
 	s.RSSKiB, s.PSSKiB = field(string(text), "Rss:"), field(string(text), "Pss:")
 	return s, nil
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // use is the processor time of a process since its start.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // libvirt runs machines by a libvirtd of the benchmark's own, with the kernel and
@@ -179,7 +181,7 @@ func (l *libvirt) await(ctx context.Context) error {
 			return fmt.Errorf("libvirtd ended: %s", lastLine(log))
 		default:
 		}
-		if stop := wait(ctx, 50*time.Millisecond); stop != nil {
+		if stop := delay.For(ctx, 50*time.Millisecond); stop != nil {
 			return fmt.Errorf("libvirtd does not answer: %w", err)
 		}
 	}

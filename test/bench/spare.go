@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // spareContest is a create that takes a sandbox that was started ahead.
@@ -66,7 +68,7 @@ func awaitSpare(ctx context.Context, d *daemon) error {
 			return err
 		}
 		// The record is written a moment before hutchd counts on it.
-		if err := wait(ctx, 50*time.Millisecond); err != nil {
+		if err := delay.For(ctx, 50*time.Millisecond); err != nil {
 			return fmt.Errorf("wait for a spare: %w", err)
 		}
 		if ready {

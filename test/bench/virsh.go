@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // virsh is one virsh that is told command after command.
@@ -103,7 +105,7 @@ func (v *virsh) execTrue(ctx context.Context, domain string) error {
 		if !strings.Contains(err.Error(), "not connected") {
 			return err
 		}
-		if stop := wait(ctx, agentPoll); stop != nil {
+		if stop := delay.For(ctx, agentPoll); stop != nil {
 			return errors.Join(stop, err)
 		}
 	}

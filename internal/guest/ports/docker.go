@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // How long the source waits before it asks a daemon again that answers, but not
@@ -72,22 +74,10 @@ func (d *Docker) Run(ctx context.Context, to *Sink) {
 		if time.Since(began) > steady {
 			wait = firstBackoff
 		}
-		if pause(ctx, wait) != nil {
+		if delay.For(ctx, wait) != nil {
 			return
 		}
 		wait = min(2*wait, lastBackoff)
-	}
-}
-
-// pause waits for d.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // APIPort is where a cluster's API listens in the guest, and APIOwner who
@@ -91,7 +93,7 @@ func (k *Kubernetes) live(ctx context.Context, api API, to *Sink) {
 		if time.Since(began) > steady {
 			wait = firstBackoff
 		}
-		if pause(ctx, wait) != nil {
+		if delay.For(ctx, wait) != nil {
 			return
 		}
 		wait = min(2*wait, lastBackoff)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 // listenTime is how long a daemon may take from making its socket to listening
@@ -63,7 +65,7 @@ func (d *Docker) connectsSoon(ctx context.Context) bool {
 		if err != nil || time.Since(fi.ModTime()) > listenTime || time.Since(began) > listenTime {
 			return false
 		}
-		if pause(ctx, wait) != nil {
+		if delay.For(ctx, wait) != nil {
 			return false
 		}
 	}

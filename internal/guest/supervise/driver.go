@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hutch-run/hutch/internal/delay"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/undo"
 )
@@ -149,7 +150,7 @@ func (u *unit) drive(j *job, p *process) {
 		} else if p, pause = u.once(j, p, &b); p != nil {
 			break // it still runs
 		}
-		rest(j.run, pause)
+		_ = delay.For(j.run, pause)
 	}
 	u.finish(j, p)
 }
@@ -177,19 +178,6 @@ func (u *unit) once(j *job, p *process, b *backoff) (*process, time.Duration) {
 	pause := b.after(!ready.IsZero(), healthy)
 	u.crashed(p, pause)
 	return nil, pause
-}
-
-// rest waits for a while, or until the job ends.
-func rest(ctx context.Context, pause time.Duration) {
-	if pause <= 0 {
-		return
-	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // launch starts the program once all that it needs is ready.

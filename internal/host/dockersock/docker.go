@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/delay"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/guestconn"
 	"github.com/hutch-run/hutch/internal/link"
@@ -140,12 +141,7 @@ func (d *door) bringUp(s *start) error {
 			return d.notStarted(e.Message)
 		}
 		said = e.Message
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-		}
+		_ = delay.For(ctx, wait) // its end is seen above
 		wait = min(2*wait, lastAsk)
 	}
 }

@@ -119,7 +119,7 @@ func (v *fakeVM) DiskFull() <-chan struct{} {
 	return v.m.full
 }
 
-func (v *fakeVM) Close() error             { return v.s.do("VM.Close", func() error { return nil }) }
+func (v *fakeVM) Close() error { return v.s.do("VM.Close", func() error { return nil }) }
 
 func (v *fakeVM) DialLink(context.Context) (net.Conn, error) {
 	return nil, errors.New("no link in this world")

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/delay"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
 	"github.com/hutch-run/hutch/internal/host/vmm"
@@ -200,7 +201,7 @@ func (b *box) settle(ctx context.Context, d time.Duration) error {
 	if err := b.guest.Close(); err != nil {
 		b.log.Debug("guest connection did not close in order", slog.Any("error", err))
 	}
-	return waitFor(ctx, d)
+	return delay.For(ctx, d)
 }
 
 // disturb ends a rest of d.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/delay"
 	"github.com/hutch-run/hutch/internal/fault"
 	"github.com/hutch-run/hutch/internal/host/guestconn"
 	"github.com/hutch-run/hutch/internal/host/snapshot"
@@ -158,7 +159,7 @@ func (b *box) bringUp(ctx context.Context, r readiness) error {
 		default:
 			last = err.Error()
 		}
-		if err := waitFor(ctx, pause); err != nil {
+		if err := delay.For(ctx, pause); err != nil {
 			return whyEnded(ctx, last, err)
 		}
 	}
@@ -193,15 +194,4 @@ func givenUp(services []guestconn.Service) error {
 		}
 	}
 	return nil
-}
-
-func waitFor(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

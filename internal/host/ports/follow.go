@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/delay"
 	"github.com/hutch-run/hutch/internal/fault"
 )
 
@@ -82,7 +83,7 @@ func (b *box) follow() {
 		if time.Since(began) > steady {
 			wait = firstBackoff
 		}
-		if pause(b.ctx, wait) != nil {
+		if delay.For(b.ctx, wait) != nil {
 			return
 		}
 	}
@@ -99,7 +100,7 @@ func (b *box) watch(pace *budget) error {
 			return err
 		}
 		if wait := pace.spend(cost, time.Now()); wait > 0 {
-			return pause(b.ctx, wait)
+			return delay.For(b.ctx, wait)
 		}
 		return nil
 	})

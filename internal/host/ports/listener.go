@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/hutch-run/hutch/internal/delay"
 	"github.com/hutch-run/hutch/internal/host/relay"
 )
 
@@ -62,22 +63,10 @@ func (l *listener) serve() {
 			return
 		}
 		// Such as too many open files, or the report of a refused answer.
-		if pause(l.ctx, wait) != nil {
+		if delay.For(l.ctx, wait) != nil {
 			return
 		}
 		wait = min(2*wait, most)
-	}
-}
-
-// pause waits for d.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 

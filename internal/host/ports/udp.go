@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"github.com/hutch-run/hutch/internal/delay"
 )
 
 const (
@@ -128,7 +130,7 @@ func (f *flow) run() {
 	guest, done, err := f.l.connect(f.ctx, func(ctx context.Context, g Guest) (net.Conn, error) { return g.DialUDP(ctx, f.l.guestPort) })
 	if err != nil {
 		b.t.p.Log.Debug("published port can't be reached", "sandbox_id", b.id, "port", f.l.key.at, "error", err)
-		_ = pause(f.ctx, refusedFor)
+		_ = delay.For(f.ctx, refusedFor)
 		return
 	}
 	defer done()
