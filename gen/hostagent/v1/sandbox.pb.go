@@ -206,7 +206,8 @@ type SandboxRecord struct {
 	// The sandbox that it was forked from.
 	ParentSandboxId string `protobuf:"bytes,22,opt,name=parent_sandbox_id,json=parentSandboxId,proto3" json:"parent_sandbox_id,omitempty"`
 	// Path on the host of the socket of its Docker. Empty: it has not run yet.
-	DockerSocket  string `protobuf:"bytes,23,opt,name=docker_socket,json=dockerSocket,proto3" json:"docker_socket,omitempty"`
+	DockerSocket  string       `protobuf:"bytes,23,opt,name=docker_socket,json=dockerSocket,proto3" json:"docker_socket,omitempty"`
+	Shares        []*HostShare `protobuf:"bytes,24,rep,name=shares,proto3" json:"shares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,6 +401,13 @@ func (x *SandboxRecord) GetDockerSocket() string {
 		return x.DockerSocket
 	}
 	return ""
+}
+
+func (x *SandboxRecord) GetShares() []*HostShare {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
 }
 
 type KeepAliveRequest struct {
@@ -1262,7 +1270,7 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tB+\xbaH(r&\x10\x01\x18(2 ^[a-z0-9]([a-z0-9-]*[a-z0-9-])?$R\tsandboxId\"O\n" +
 	"\x16InspectSandboxResponse\x125\n" +
-	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\x83\a\n" +
+	"\asandbox\x18\x01 \x01(\v2\x1b.hostagent.v1.SandboxRecordR\asandbox\"\xb4\a\n" +
 	"\rSandboxRecord\x12-\n" +
 	"\x04info\x18\x01 \x01(\v2\x19.hostagent.v1.SandboxInfoR\x04info\x126\n" +
 	"\x03env\x18\x02 \x03(\v2$.hostagent.v1.SandboxRecord.EnvEntryR\x03env\x12!\n" +
@@ -1291,7 +1299,8 @@ const file_hostagent_v1_sandbox_proto_rawDesc = "" +
 	"\vauto_resume\x18\x15 \x01(\bR\n" +
 	"autoResume\x12*\n" +
 	"\x11parent_sandbox_id\x18\x16 \x01(\tR\x0fparentSandboxId\x12#\n" +
-	"\rdocker_socket\x18\x17 \x01(\tR\fdockerSocket\x1a6\n" +
+	"\rdocker_socket\x18\x17 \x01(\tR\fdockerSocket\x12/\n" +
+	"\x06shares\x18\x18 \x03(\v2\x17.hostagent.v1.HostShareR\x06shares\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
@@ -1413,6 +1422,7 @@ var file_hostagent_v1_sandbox_proto_goTypes = []any{
 	(*NetworkPolicy)(nil),            // 21: hostagent.v1.NetworkPolicy
 	(*StageTime)(nil),                // 22: hostagent.v1.StageTime
 	(OnTimeout)(0),                   // 23: hostagent.v1.OnTimeout
+	(*HostShare)(nil),                // 24: hostagent.v1.HostShare
 }
 var file_hostagent_v1_sandbox_proto_depIdxs = []int32{
 	3,  // 0: hostagent.v1.InspectSandboxResponse.sandbox:type_name -> hostagent.v1.SandboxRecord
@@ -1421,29 +1431,30 @@ var file_hostagent_v1_sandbox_proto_depIdxs = []int32{
 	21, // 3: hostagent.v1.SandboxRecord.network:type_name -> hostagent.v1.NetworkPolicy
 	22, // 4: hostagent.v1.SandboxRecord.create_stages:type_name -> hostagent.v1.StageTime
 	23, // 5: hostagent.v1.SandboxRecord.on_timeout:type_name -> hostagent.v1.OnTimeout
-	14, // 6: hostagent.v1.WatchEventsResponse.event:type_name -> hostagent.v1.SandboxEvent
-	0,  // 7: hostagent.v1.ReadLogsRequest.source:type_name -> hostagent.v1.ReadLogsRequest.Source
-	1,  // 8: hostagent.v1.SandboxService.InspectSandbox:input_type -> hostagent.v1.InspectSandboxRequest
-	4,  // 9: hostagent.v1.SandboxService.KeepAlive:input_type -> hostagent.v1.KeepAliveRequest
-	6,  // 10: hostagent.v1.SandboxService.HibernateSandbox:input_type -> hostagent.v1.HibernateSandboxRequest
-	8,  // 11: hostagent.v1.SandboxService.TrimSandbox:input_type -> hostagent.v1.TrimSandboxRequest
-	10, // 12: hostagent.v1.SandboxService.WaitSandbox:input_type -> hostagent.v1.WaitSandboxRequest
-	12, // 13: hostagent.v1.SandboxService.WatchEvents:input_type -> hostagent.v1.WatchEventsRequest
-	15, // 14: hostagent.v1.SandboxService.ReadLogs:input_type -> hostagent.v1.ReadLogsRequest
-	17, // 15: hostagent.v1.SandboxService.GetStats:input_type -> hostagent.v1.GetStatsRequest
-	2,  // 16: hostagent.v1.SandboxService.InspectSandbox:output_type -> hostagent.v1.InspectSandboxResponse
-	5,  // 17: hostagent.v1.SandboxService.KeepAlive:output_type -> hostagent.v1.KeepAliveResponse
-	7,  // 18: hostagent.v1.SandboxService.HibernateSandbox:output_type -> hostagent.v1.HibernateSandboxResponse
-	9,  // 19: hostagent.v1.SandboxService.TrimSandbox:output_type -> hostagent.v1.TrimSandboxResponse
-	11, // 20: hostagent.v1.SandboxService.WaitSandbox:output_type -> hostagent.v1.WaitSandboxResponse
-	13, // 21: hostagent.v1.SandboxService.WatchEvents:output_type -> hostagent.v1.WatchEventsResponse
-	16, // 22: hostagent.v1.SandboxService.ReadLogs:output_type -> hostagent.v1.ReadLogsResponse
-	18, // 23: hostagent.v1.SandboxService.GetStats:output_type -> hostagent.v1.GetStatsResponse
-	16, // [16:24] is the sub-list for method output_type
-	8,  // [8:16] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	24, // 6: hostagent.v1.SandboxRecord.shares:type_name -> hostagent.v1.HostShare
+	14, // 7: hostagent.v1.WatchEventsResponse.event:type_name -> hostagent.v1.SandboxEvent
+	0,  // 8: hostagent.v1.ReadLogsRequest.source:type_name -> hostagent.v1.ReadLogsRequest.Source
+	1,  // 9: hostagent.v1.SandboxService.InspectSandbox:input_type -> hostagent.v1.InspectSandboxRequest
+	4,  // 10: hostagent.v1.SandboxService.KeepAlive:input_type -> hostagent.v1.KeepAliveRequest
+	6,  // 11: hostagent.v1.SandboxService.HibernateSandbox:input_type -> hostagent.v1.HibernateSandboxRequest
+	8,  // 12: hostagent.v1.SandboxService.TrimSandbox:input_type -> hostagent.v1.TrimSandboxRequest
+	10, // 13: hostagent.v1.SandboxService.WaitSandbox:input_type -> hostagent.v1.WaitSandboxRequest
+	12, // 14: hostagent.v1.SandboxService.WatchEvents:input_type -> hostagent.v1.WatchEventsRequest
+	15, // 15: hostagent.v1.SandboxService.ReadLogs:input_type -> hostagent.v1.ReadLogsRequest
+	17, // 16: hostagent.v1.SandboxService.GetStats:input_type -> hostagent.v1.GetStatsRequest
+	2,  // 17: hostagent.v1.SandboxService.InspectSandbox:output_type -> hostagent.v1.InspectSandboxResponse
+	5,  // 18: hostagent.v1.SandboxService.KeepAlive:output_type -> hostagent.v1.KeepAliveResponse
+	7,  // 19: hostagent.v1.SandboxService.HibernateSandbox:output_type -> hostagent.v1.HibernateSandboxResponse
+	9,  // 20: hostagent.v1.SandboxService.TrimSandbox:output_type -> hostagent.v1.TrimSandboxResponse
+	11, // 21: hostagent.v1.SandboxService.WaitSandbox:output_type -> hostagent.v1.WaitSandboxResponse
+	13, // 22: hostagent.v1.SandboxService.WatchEvents:output_type -> hostagent.v1.WatchEventsResponse
+	16, // 23: hostagent.v1.SandboxService.ReadLogs:output_type -> hostagent.v1.ReadLogsResponse
+	18, // 24: hostagent.v1.SandboxService.GetStats:output_type -> hostagent.v1.GetStatsResponse
+	17, // [17:25] is the sub-list for method output_type
+	9,  // [9:17] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_hostagent_v1_sandbox_proto_init() }

@@ -62,7 +62,7 @@ func (h host) Info(context.Context) (rpc.HostInfo, error) {
 
 // Diagnose asks every part whether the host gives it what it needs.
 func (h host) Diagnose(ctx context.Context) ([]rpc.Check, error) {
-	checks := []rpc.Check{h.accelCheck(), h.diskCheck(), h.memoryCheck(), h.templateCheck(), programCheck("mkfs.ext4", "e2fsprogs")}
+	checks := []rpc.Check{h.accelCheck(), h.diskCheck(), h.memoryCheck(), h.templateCheck(), h.shareCheck(), programCheck("mkfs.ext4", "e2fsprogs")}
 	for _, f := range network.Check(ctx, network.Params{Root: h.p.cfg.Root, Dir: filepath.Join(h.p.cfg.RunDir, "netns")}) {
 		checks = append(checks, rpc.Check{Name: "network " + f.Name, Result: string(f.Level), Detail: f.Detail, Advice: f.Advice})
 	}
@@ -120,6 +120,18 @@ func (h host) templateCheck() rpc.Check {
 		return rpc.Check{Name: "template", Result: "problem", Detail: err.Error(), Advice: "run hutchd setup, or hutch template build " + sandbox.DefaultTemplate}
 	}
 	return rpc.Check{Name: "template", Result: "ok", Detail: sandbox.DefaultTemplate + " is there"}
+}
+
+// shareCheck looks for what shares need only where some are allowed.
+func (h host) shareCheck() rpc.Check {
+	allowed := h.p.cfg.Shares.Allow
+	if len(allowed) == 0 {
+		return rpc.Check{Name: "shares", Result: "ok", Detail: "no directory of the host is allowed"}
+	}
+	if err := h.p.shares.Missing(); err != nil {
+		return rpc.Check{Name: "shares", Result: "problem", Detail: err.Error(), Advice: "install it and restart hutchd, or take [shares] allow out of its configuration"}
+	}
+	return rpc.Check{Name: "shares", Result: "ok", Detail: "allowed below " + strings.Join(allowed, ", ")}
 }
 
 func programCheck(name, debian string) rpc.Check {

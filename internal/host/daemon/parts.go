@@ -57,6 +57,7 @@ type parts struct {
 	sandboxes *lifecycle.Manager
 	ports     *ports.Table
 	docker    *dockersock.Sockets
+	shares    *share.Virtiofs
 
 	// closing ends what was built, last first.
 	closing undo.Stack
@@ -163,15 +164,16 @@ func (p *parts) openSandboxes(ctx context.Context) error {
 	if starts == 0 {
 		starts = max(2, runtime.NumCPU())
 	}
+	p.shares = share.New(ctx, share.Params{
+		Jail: p.jail, Allow: p.cfg.Shares.Allow, Deny: []string{p.cfg.Root, p.cfg.RunDir, "/etc/hutch", "/proc", "/sys", "/dev"}, Logger: p.log,
+	})
 	var err error
 	p.sandboxes, err = lifecycle.New(lifecycle.Params{
 		Driver: p.driver, Slots: p.network, Records: p.store, Memories: p.store, Disks: p.disks, Templates: p.templates,
 		Events: meteredEvents{p.events, p.metrics},
 		Kernel: p.kernels.Current, OldKernel: p.kernels.Get, Snapshots: p.snapshots,
-		Warm: lifecycle.Warm{Auto: p.cfg.Warm.Auto, MemoryMB: p.cfg.Warm.MemoryMB, DiskMB: p.cfg.Warm.DiskMB, Spares: p.cfg.Warm.Spares, Rest: warmRest},
-		Shares: share.New(ctx, share.Params{
-			Jail: p.jail, Allow: p.cfg.Shares.Allow, Deny: []string{p.cfg.Root, p.cfg.RunDir, "/etc/hutch", "/proc", "/sys", "/dev"}, Logger: p.log,
-		}),
+		Warm:   lifecycle.Warm{Auto: p.cfg.Warm.Auto, MemoryMB: p.cfg.Warm.MemoryMB, DiskMB: p.cfg.Warm.DiskMB, Spares: p.cfg.Warm.Spares, Rest: warmRest},
+		Shares: p.shares,
 		Connect: func(vm vmm.VM, log *slog.Logger) guestconn.Guest {
 			return guestconn.New(guestconn.Params{Dial: vm.DialLink, Done: vm.Done(), Log: log})
 		},

@@ -228,6 +228,7 @@ func recordOf(v lifecycle.View, now time.Time) *hostagentv1.SandboxRecord {
 		CreateStages:    stagesOf(v.Stages),
 		OnTimeout:       onTimeoutTo(v.Spec.OnTimeout),
 		AutoResume:      v.Spec.AutoResume,
+		Shares:          sharesTo(v.Spec.Shares),
 	}
 	if !v.ChangedAt.IsZero() {
 		m.ChangedAtMs = v.ChangedAt.UnixMilli()
@@ -236,6 +237,13 @@ func recordOf(v lifecycle.View, now time.Time) *hostagentv1.SandboxRecord {
 		m.Vmm, m.Accel = v.Machine.Driver, v.Machine.Accel
 	}
 	return m
+}
+
+func sharesTo(all []sandbox.Share) (shares []*hostagentv1.HostShare) {
+	for _, s := range all {
+		shares = append(shares, &hostagentv1.HostShare{HostPath: s.HostPath, GuestPath: s.GuestPath, ReadOnly: s.ReadOnly})
+	}
+	return shares
 }
 
 // statesOf converts the states to wait for; none means those in which a

@@ -236,12 +236,14 @@ func TestFieldsAreNamed(t *testing.T) {
 func TestCreateConverts(t *testing.T) {
 	w := newWorld(t)
 	w.curl(t, "HostAgentService/CreateSandbox", `{"sandboxId":"b","template":"t","vcpus":2,"memoryMb":256,"diskSizeMb":100,"timeoutSec":5,"onTimeout":"ON_TIMEOUT_PAUSE","autoResume":true,
-		"defaultUser":"u","defaultEnv":{"B":"own"},"labels":{"k":"v"},"network":{"mode":"MODE_ALLOW","allow":["192.0.2.7","10.0.0.0/8"]}}`)
+		"defaultUser":"u","defaultEnv":{"B":"own"},"labels":{"k":"v"},"network":{"mode":"MODE_ALLOW","allow":["192.0.2.7","10.0.0.0/8"]},
+		"shares":[{"hostPath":"/srv/a","guestPath":"/mnt","readOnly":true}]}`)
 	want := []sandbox.Spec{{
 		Template: "t", VCPUs: 2, MemoryMB: 256, DiskMB: 100, Timeout: 5 * time.Second, DefaultUser: "u",
 		OnTimeout: sandbox.PauseOnTimeout, AutoResume: true,
 		DefaultEnv: map[string]string{"B": "own"}, Labels: map[string]string{"k": "v"},
 		Network: sandbox.Policy{Mode: sandbox.ModeAllow, Allow: []string{"192.0.2.7/32", "10.0.0.0/8"}},
+		Shares:  []sandbox.Share{{HostPath: "/srv/a", GuestPath: "/mnt", ReadOnly: true}},
 	}}
 	if diff := cmp.Diff(want, w.specs); diff != "" {
 		t.Errorf("spec (-want +got):\n%s", diff)
@@ -256,6 +258,9 @@ func TestCreateConverts(t *testing.T) {
 	}
 	if record["defaultUser"] != "u" || record["network"].(map[string]any)["mode"] != "MODE_ALLOW" {
 		t.Errorf("record %v", record)
+	}
+	if diff := cmp.Diff([]any{map[string]any{"hostPath": "/srv/a", "guestPath": "/mnt", "readOnly": true}}, record["shares"]); diff != "" {
+		t.Errorf("shares (-want +got):\n%s", diff)
 	}
 	w.curl(t, "HostAgentService/CreateSandbox", `{}`)
 	if diff := cmp.Diff(sandbox.Spec{Network: sandbox.Policy{Mode: sandbox.ModeInternet}}, w.specs[1]); diff != "" {

@@ -66,6 +66,9 @@ func New(ctx context.Context, p Params) *Virtiofs {
 	return v
 }
 
+// Missing tells why nothing can be served on this host, nil when it can.
+func (v *Virtiofs) Missing() error { return v.missing }
+
 // find returns where the daemon is, Debian's first.
 func find() string {
 	for _, path := range []string{"/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd", "/usr/lib/virtiofsd", "/usr/bin/virtiofsd"} {
