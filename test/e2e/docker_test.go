@@ -29,6 +29,7 @@ type dockerHost struct {
 	id     string
 	client string
 	env    []string // of the client
+	plain  bool     // it is not told where the daemon is
 }
 
 func (h dockerHost) address() string {
@@ -37,7 +38,10 @@ func (h dockerHost) address() string {
 
 // command is a command line of the client.
 func (h dockerHost) command(ctx context.Context, args ...string) *exec.Cmd {
-	c := exec.CommandContext(ctx, h.client, append([]string{"-H", h.address()}, args...)...)
+	if !h.plain {
+		args = append([]string{"-H", h.address()}, args...)
+	}
+	c := exec.CommandContext(ctx, h.client, args...)
 	c.Env = slices.Concat(os.Environ(), []string{"DOCKER_CONFIG=" + filepath.Join(h.d.Dir, "docker"), "DOCKER_BUILDKIT=0"}, h.env)
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	return c
@@ -76,7 +80,7 @@ func TestDocker(t *testing.T) {
 	d := harness.Start(t, harness.Options{TCP: true})
 	buildTemplate(t, d, "docker")
 	h := dockerHost{t: t, d: d, client: harness.DockerClient(t)}
-	h.id = d.Create("docker")
+	h.id = d.Create("docker", "--auto-resume")
 	stage := stopwatch(t)
 	if got := h.docker("ps", "-q"); got != "" {
 		t.Errorf("containers %q in a new sandbox", got)
@@ -91,7 +95,7 @@ func TestDocker(t *testing.T) {
 		do   func(*testing.T, dockerHost)
 	}{
 		{"ports", publishes}, {"exec, logs and cp", talksToContainers}, {"build", buildsImages}, {"compose", composes},
-		{"standard input", keepsHalfCloses}, {"trim", givesDiskBack},
+		{"standard input", keepsHalfCloses}, {"trim", givesDiskBack}, {"context", hasAContext}, {"sleep", wakesUp},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			h.t = t
@@ -323,6 +327,40 @@ func allocated(t *testing.T, path string) int64 {
 		t.Fatal(err)
 	}
 	return st.Blocks * 512
+}
+
+// hasAContext uses the Docker by name, as the client's contexts have it.
+func hasAContext(t *testing.T, h dockerHost) {
+	t.Setenv("DOCKER_CONFIG", filepath.Join(h.d.Dir, "docker"))
+	t.Setenv("PATH", filepath.Dir(h.client)+":"+os.Getenv("PATH"))
+	h.d.Hutch("docker", "context", h.id)
+	h.plain = true
+	if got := h.docker("context", "inspect", "--format", "{{.Name}}"); got != "default" {
+		t.Errorf("the context was switched to %s", got)
+	}
+	name := "hutch-" + h.id
+	if got := h.docker("--context", name, "images", "-q", "app:1"); got == "" {
+		t.Error("by its context it has no image")
+	}
+	h.d.Hutch("docker", "context", "--use", h.id)
+	if got := h.docker("context", "inspect", "--format", "{{.Name}}"); got != name {
+		t.Errorf("asked to be switched, the context is %s", got)
+	}
+	if got := h.docker("images", "-q", "app:1"); got == "" {
+		t.Error("by the current context it has no image")
+	}
+}
+
+// wakesUp: a request to the Docker of a sandbox that sleeps is a use of it.
+func wakesUp(t *testing.T, h dockerHost) {
+	h.docker("run", "-d", "--name", "sleeper", "app:1", "count")
+	h.d.Hutch("hibernate", h.id)
+	wantStatus(t, h.d, h.id, "hibernated", "")
+	if got := h.docker("ps", "--format", "{{.Names}}"); got != "sleeper" {
+		t.Errorf("running after the sleep: %q", got)
+	}
+	wantStatus(t, h.d, h.id, "running", "")
+	h.docker("rm", "-f", "sleeper")
 }
 
 // copiesOfDocker makes the template warm with Docker up, and uses a copy.
