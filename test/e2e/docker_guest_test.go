@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -229,8 +230,40 @@ func (g dockerGuest) followsLogs() {
 }
 
 // survives kills a daemon, and finds it back and the container untouched.
+// works has containers come and go in the guest until the returned function is
+// called, which waits for one more that works.
+func (g dockerGuest) works() (rest func()) {
+	g.t.Helper()
+	g.sh(`rm -f /tmp/work.*; touch /tmp/work
+		for i in 1 2; do setsid sh -c "while [ -e /tmp/work ]; do docker run --rm inside:1 cat /etc/hostname >> /tmp/work.$i; done" >/dev/null 2>&1 & done`)
+	done := func(more int) int {
+		n := 0
+		harness.Eventually(g.t, 3*time.Minute, func() (err error) {
+			if n, err = strconv.Atoi(g.sh("cat /tmp/work.* | wc -l")); err == nil && n < more {
+				err = fmt.Errorf("%d containers have run, want %d", n, more)
+			}
+			return err
+		})
+		return n
+	}
+	done(1)
+	return func() {
+		g.t.Helper()
+		done(done(0) + 1)
+		g.sh("rm /tmp/work")
+		harness.Eventually(g.t, 3*time.Minute, func() error {
+			if left := g.sh("docker ps --format '{{.Names}}'; pgrep -f '/tmp/[w]ork' || true"); left != "box" {
+				return fmt.Errorf("still there: %q", left)
+			}
+			return nil
+		})
+	}
+}
+
+// survives: a daemon is killed while containers come and go. The one that was
+// there is not touched, and others run as soon as the daemon is back.
 func (g dockerGuest) survives(name string) {
-	was := g.box()
+	was, rest := g.box(), g.works()
 	old := g.sh("p=$(pidof " + name + "); kill -9 $p; while [ -e /proc/$p ]; do :; done; echo $p")
 	g.await(func(e *arcboxv1.RuntimeEnsureResponse) bool {
 		if e.GetStatus() != "starting" && e.GetStatus() != "reused" {
@@ -249,6 +282,7 @@ func (g dockerGuest) survives(name string) {
 	if now := g.pids(name); now == old {
 		g.t.Errorf("%s still is %s", name, now)
 	}
+	rest()
 	if got := g.sh("docker exec box /inside ask tcp 127.0.0.1:9002"); got != "farewell" {
 		g.t.Errorf("the container says %q", got)
 	}

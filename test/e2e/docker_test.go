@@ -275,7 +275,7 @@ func wantPage(port, want string) error {
 // keepsHalfCloses ends standard input again and again, which must get through
 // as that and nothing else, and sends much at once.
 func keepsHalfCloses(t *testing.T, h dockerHost) {
-	rounds, size := 5, int64(32<<20)
+	rounds, size := 3, int64(32<<20)
 	if testenv.Soak() {
 		rounds, size = 1000, 1<<30
 	}

@@ -91,7 +91,7 @@ func readDaemonConfig(file string) daemonConfig {
 }
 
 // playDockerd has one container. A file "mute" beside its socket keeps it from
-// answering.
+// answering, a file "lost" from containerd.
 func playDockerd(file string) {
 	c := readDaemonConfig(file)
 	socket := strings.TrimPrefix(c.Hosts[0], "unix://")
@@ -123,7 +123,11 @@ func playDockerd(file string) {
 		}
 		now := <-live
 		live <- now
-		json.NewEncoder(w).Encode(dockerInfo{ServerVersion: "1.2", Driver: "played", Containers: 2, ContainersRunning: 1, LiveRestoreEnabled: now})
+		info := dockerInfo{ServerVersion: "1.2", Driver: "played", Containers: 2, ContainersRunning: 1, LiveRestoreEnabled: now}
+		if exists(filepath.Join(filepath.Dir(socket), "lost")) {
+			info.ContainerdCommit.ID = "N/A"
+		}
+		json.NewEncoder(w).Encode(info)
 	}))
 }
 

@@ -78,6 +78,17 @@ type dockerInfo struct {
 	ContainersRunning  int
 	ContainersPaused   int
 	LiveRestoreEnabled bool
+	ContainerdCommit   struct{ ID string }
+}
+
+// connected returns an error when dockerd has no connection to containerd. After
+// a crash of that it tries again once a second at first, and until then answers
+// every ping and starts no container.
+func (i dockerInfo) connected() error {
+	if i.ContainerdCommit.ID == "N/A" {
+		return errors.New("dockerd has lost containerd and connects again")
+	}
+	return nil
 }
 
 func (d *dockerAPI) info(ctx context.Context) (dockerInfo, error) {

@@ -69,12 +69,16 @@ type Runtime struct {
 	probing turn
 
 	checked   time.Time // of the last answer; of the holder of the turn
-	checkedOf int       // pid of the dockerd that gave it
+	checkedOf daemons   // that gave it
+	connected daemons   // that are connected, as far as was seen last; of the holder of the turn
 
 	mu       sync.Mutex
 	announce bool      // a start was asked for that nobody was told the end of
 	silent   time.Time // since when dockerd runs and does not answer; zero: it does
 }
+
+// daemons are the pids of both.
+type daemons struct{ containerd, dockerd int }
 
 // New returns a Runtime. It starts nothing and touches nothing.
 func New(p Params) *Runtime {
@@ -147,7 +151,8 @@ func (r *Runtime) Ensure(ctx context.Context, start bool) Ensured {
 	}
 	st, _ := r.sup.Status(Dockerd)
 	if r.mayServe(st) {
-		said, err := r.check(ctx, st.PID)
+		below, _ := r.sup.Status(Containerd)
+		said, err := r.check(ctx, daemons{below.PID, st.PID})
 		switch {
 		case err == nil:
 			return ready(r.greet(), said)
@@ -236,14 +241,15 @@ func (r *Runtime) late(st supervise.Status) bool {
 }
 
 // check asks dockerd, unless it has answered a moment ago. Those who want to
-// know at the same time ask once.
-func (r *Runtime) check(ctx context.Context, pid int) (said string, err error) {
+// know at the same time ask once. Of a containerd that dockerd was not seen with
+// yet it is asked too, which takes longer.
+func (r *Runtime) check(ctx context.Context, of daemons) (said string, err error) {
 	said = "API /_ping OK: " + r.docker.socket
 	if err := r.probing.take(ctx); err != nil {
 		return "", err
 	}
 	defer r.probing.give()
-	if pid != 0 && pid == r.checkedOf && time.Since(r.checked) < fresh {
+	if of.dockerd != 0 && of == r.checkedOf && time.Since(r.checked) < fresh {
 		if _, found := reach(r.docker.socket); found == mute { // of one that has just died it is none
 			return said, nil
 		}
@@ -253,7 +259,14 @@ func (r *Runtime) check(ctx context.Context, pid int) (said string, err error) {
 	if err := r.docker.ping(ctx); err != nil {
 		return "", err
 	}
-	r.checked, r.checkedOf = time.Now(), pid
+	if of.dockerd != 0 && of != r.connected {
+		info, err := r.docker.info(ctx)
+		if err := cmp.Or(err, info.connected()); err != nil {
+			return "", err
+		}
+		r.connected = of
+	}
+	r.checked, r.checkedOf = time.Now(), of
 	return said, nil
 }
 

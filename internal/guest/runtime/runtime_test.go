@@ -217,6 +217,39 @@ func TestTheDeadAreNotReused(t *testing.T) {
 	}
 }
 
+// TestDockerdConnectsAgain: a dockerd that answers and has not found its
+// containerd again is not ready.
+func TestDockerdConnectsAgain(t *testing.T) {
+	g := newGuest(t)
+	r, s := g.server()
+	until(t, r, isReady)
+	g.file("run/lost", "")
+	old := pid(t, s, Containerd)
+	if err := unix.Kill(old, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for ctx := testenv.Context(t); ; {
+		if rep := r.Status(ctx); rep.Containerd && pid(t, s, Containerd) != old {
+			if rep.Docker || !strings.Contains(rep.Services[1].Detail, "lost containerd") {
+				t.Errorf("dockerd is %+v", rep.Services[1])
+			}
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal("containerd does not come back")
+		}
+	}
+	if e := r.Ensure(t.Context(), true); e.Ready || e.Status != StatusStarting || !strings.Contains(e.Message, "lost containerd") {
+		t.Errorf("meanwhile %+v", e)
+	}
+	if err := os.Remove(filepath.Join(g.root, "run/lost")); err != nil {
+		t.Fatal(err)
+	}
+	if e, _ := until(t, r, isReady); e.Status != StatusReused {
+		t.Errorf("then %+v", e)
+	}
+}
+
 // TestACrashLoopIsTold is case 5: containerd dies, and its program is broken.
 func TestACrashLoopIsTold(t *testing.T) {
 	g := newGuest(t)
@@ -278,7 +311,7 @@ func TestASocketIsNoAnswer(t *testing.T) {
 	// One that falls silent later does not count as ready, and is not killed.
 	was := pid(t, s, Dockerd)
 	g.file("run/mute", "")
-	r.checkedOf = 0
+	r.checkedOf = daemons{}
 	for _, want := range []string{StatusStarting, StatusFailed} {
 		if e := r.Ensure(ctx, true); e.Ready || e.Status != want || !strings.Contains(e.Message, "does not answer") {
 			t.Errorf("a silent dockerd is %+v, want %s", e, want)

@@ -88,6 +88,9 @@ func (r *Runtime) dockerdService(ctx context.Context) Service {
 		text := "API /_ping OK: " + path
 		if info, err := r.docker.info(ctx); err == nil {
 			text += "; " + info.String()
+			if err := info.connected(); err != nil {
+				return service(st, supervise.WordNotReady, err.Error())
+			}
 		}
 		return service(st, supervise.WordReady, text)
 	}

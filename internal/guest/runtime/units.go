@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +63,8 @@ func (r *Runtime) dockerReady(ctx context.Context) (string, error) {
 		}
 		return "", err
 	}
-	if _, err := r.docker.info(ctx); err != nil {
+	info, err := r.docker.info(ctx)
+	if err := cmp.Or(err, info.connected()); err != nil {
 		return "", err
 	}
 	return "API /_ping OK: " + r.docker.socket, nil
