@@ -114,8 +114,8 @@ func TestDockerInAGuest(t *testing.T) {
 		{"many ask at once", dockerGuest.startsOnce},
 		{"a container", dockerGuest.runsAContainer},
 		{"logs", dockerGuest.followsLogs},
-		{"dockerd is killed", func(g dockerGuest) { g.survives("dockerd") }},
-		{"containerd is killed", func(g dockerGuest) { g.survives("containerd") }},
+		{"a container takes all memory", dockerGuest.survivesABomb},
+		{"both are killed at work", dockerGuest.survivesBoth},
 		{"the agent is killed", dockerGuest.survivesItsAgent},
 		{"a copy", dockerGuest.goesOnInACopy},
 		{"the end", dockerGuest.endsInOrder},
@@ -230,6 +230,24 @@ func (g dockerGuest) followsLogs() {
 }
 
 // survives kills a daemon, and finds it back and the container untouched.
+// survivesABomb: a container that takes more memory than there is ends by that,
+// and nothing else does.
+func (g dockerGuest) survivesABomb() {
+	was, box := g.pids("containerd dockerd hutch-agent"), g.box()
+	if got := g.sh("docker run --rm inside:1 hold 3000 1 >/dev/null 2>&1 || echo $?"); got != "137" {
+		g.t.Errorf("the container ended with %q", got)
+	}
+	if now := g.pids("containerd dockerd hutch-agent"); now != was {
+		g.t.Errorf("the daemons were %q and are %q", was, now)
+	}
+	if now := g.box(); now != box {
+		g.t.Errorf("the other container was %s and is %s", box, now)
+	}
+	if e, err := g.ensure(testenv.Context(g.t), true); err != nil || !e.GetReady() || e.GetStatus() != "reused" {
+		g.t.Errorf("afterwards it says %v, %v", e, err)
+	}
+}
+
 // works has containers come and go in the guest until the returned function is
 // called, which waits for one more that works.
 func (g dockerGuest) works() (rest func()) {
@@ -260,10 +278,18 @@ func (g dockerGuest) works() (rest func()) {
 	}
 }
 
-// survives: a daemon is killed while containers come and go. The one that was
-// there is not touched, and others run as soon as the daemon is back.
+// survivesBoth: the daemons are killed while containers come and go. Others run
+// as soon as they are back.
+func (g dockerGuest) survivesBoth() {
+	rest := g.works()
+	g.survives("dockerd")
+	g.survives("containerd")
+	rest()
+}
+
+// survives: a daemon is killed, and the container that was there is not touched.
 func (g dockerGuest) survives(name string) {
-	was, rest := g.box(), g.works()
+	was := g.box()
 	old := g.sh("p=$(pidof " + name + "); kill -9 $p; while [ -e /proc/$p ]; do :; done; echo $p")
 	g.await(func(e *arcboxv1.RuntimeEnsureResponse) bool {
 		if e.GetStatus() != "starting" && e.GetStatus() != "reused" {
@@ -282,7 +308,6 @@ func (g dockerGuest) survives(name string) {
 	if now := g.pids(name); now == old {
 		g.t.Errorf("%s still is %s", name, now)
 	}
-	rest()
 	if got := g.sh("docker exec box /inside ask tcp 127.0.0.1:9002"); got != "farewell" {
 		g.t.Errorf("the container says %q", got)
 	}
