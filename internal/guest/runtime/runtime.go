@@ -70,11 +70,11 @@ type Runtime struct {
 
 	checked   time.Time // of the last answer; of the holder of the turn
 	checkedOf daemons   // that gave it
-	connected daemons   // that are connected, as far as was seen last; of the holder of the turn
 
-	mu       sync.Mutex
-	announce bool      // a start was asked for that nobody was told the end of
-	silent   time.Time // since when dockerd runs and does not answer; zero: it does
+	mu        sync.Mutex
+	announce  bool      // a start was asked for that nobody was told the end of
+	silent    time.Time // since when dockerd runs and does not answer; zero: it does
+	connected daemons   // that were seen with one another last
 }
 
 // daemons are the pids of both.
@@ -151,8 +151,7 @@ func (r *Runtime) Ensure(ctx context.Context, start bool) Ensured {
 	}
 	st, _ := r.sup.Status(Dockerd)
 	if r.mayServe(st) {
-		below, _ := r.sup.Status(Containerd)
-		said, err := r.check(ctx, daemons{below.PID, st.PID})
+		said, err := r.check(ctx, r.daemons())
 		switch {
 		case err == nil:
 			return ready(r.greet(), said)
@@ -259,15 +258,37 @@ func (r *Runtime) check(ctx context.Context, of daemons) (said string, err error
 	if err := r.docker.ping(ctx); err != nil {
 		return "", err
 	}
-	if of.dockerd != 0 && of != r.connected {
-		info, err := r.docker.info(ctx)
-		if err := cmp.Or(err, info.connected()); err != nil {
-			return "", err
-		}
-		r.connected = of
+	if err := r.checkConnected(ctx, of); err != nil {
+		return "", err
 	}
 	r.checked, r.checkedOf = time.Now(), of
 	return said, nil
+}
+
+// daemons returns those that run now.
+func (r *Runtime) daemons() daemons {
+	below, _ := r.sup.Status(Containerd)
+	st, _ := r.sup.Status(Dockerd)
+	return daemons{below.PID, st.PID}
+}
+
+// checkConnected asks dockerd whether it has its containerd, once for each two
+// of them: /info runs programs.
+func (r *Runtime) checkConnected(ctx context.Context, of daemons) error {
+	r.mu.Lock()
+	known := of.dockerd == 0 || of == r.connected
+	r.mu.Unlock()
+	if known {
+		return nil
+	}
+	info, err := r.docker.info(ctx)
+	if err := cmp.Or(err, info.connected()); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.connected = of
+	return nil
 }
 
 // missing names the programs that the image lacks, or is empty.

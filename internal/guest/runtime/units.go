@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,8 +62,7 @@ func (r *Runtime) dockerReady(ctx context.Context) (string, error) {
 		}
 		return "", err
 	}
-	info, err := r.docker.info(ctx)
-	if err := cmp.Or(err, info.connected()); err != nil {
+	if err := r.checkConnected(ctx, r.daemons()); err != nil {
 		return "", err
 	}
 	return "API /_ping OK: " + r.docker.socket, nil
