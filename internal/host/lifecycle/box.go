@@ -151,9 +151,10 @@ func (b *box) turn() {
 	var exit, full <-chan struct{}
 	if b.rec.State == sandbox.Running || b.rec.State == sandbox.Paused {
 		exit = b.vm.Done()
-		if !b.stuck {
-			full = b.vm.DiskFull()
-		}
+	}
+	// One that somebody paused stays so, whatever becomes of the disk.
+	if b.rec.State == sandbox.Running && !b.stuck {
+		full = b.vm.DiskFull()
 	}
 	b.timer.Reset(b.untilNext())
 	select {

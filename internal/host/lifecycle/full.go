@@ -17,12 +17,24 @@ const (
 // diskFull is for a guest that its VMM stopped rather than lose what it writes:
 // it counts as paused until the host's disk has room, or somebody resumes it.
 func (b *box) diskFull() {
-	// Also when it is paused already; the VMM may only be about to stop it.
+	// The VMM may only be about to stop it.
 	err := b.pause(sandbox.ByHost, "the host's disk is full: the guest stands, and goes on when there is room")
 	if err != nil {
 		b.log.Warn("guest that stands for want of room on the host's disk can't be paused", slog.Any("error", err))
 	}
 	b.stuck, b.lookedAt = true, time.Now()
+}
+
+// adoptFull takes up a guest that the hutchd before paused by diskFull.
+func (b *box) adoptFull() {
+	if b.rec.State != sandbox.Paused || b.rec.Cause != sandbox.ByHost {
+		return
+	}
+	select {
+	case <-b.vm.DiskFull():
+		b.diskFull()
+	default:
+	}
 }
 
 // lookForRoom has the guest go on when the host's disk has room again.

@@ -69,6 +69,29 @@ func TestFullDiskHoldsTheGuest(t *testing.T) {
 	})
 }
 
+// TestFullDiskAndAPause: who paused a sandbox has it stay paused, though its last
+// writes found no room.
+func TestFullDiskAndAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		h := start(t, w)
+		h.create("sb-1", plain)
+		h.must(h.Pause(h.c, "sb-1"))
+		w.fill(t, "sb-1")
+		w.setRoom(1 << 20)
+		for range 2 {
+			pass(10 * minute)
+			h.is("sb-1", sandbox.Paused)
+			h.stop(true)
+			h = start(t, w)
+		}
+		h.must(h.Resume(h.c, "sb-1"))
+		h.is("sb-1", sandbox.Running)
+		h.must(h.Destroy(h.c, "sb-1"))
+		w.checkEmpty(t)
+	})
+}
+
 // TestFullDiskWhileNobodyWatches: the guest stopped while no hutchd ran.
 func TestFullDiskWhileNobodyWatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -305,6 +305,7 @@ func (b *box) carryOn(ctx context.Context) {
 	b.forgetSleep()
 	b.startClock(0)
 	b.watchReady()
+	b.adoptFull()
 }
 
 // retell tells of a state that did not change: the hutchd before may have been

@@ -50,14 +50,14 @@ func (b *box) leave() {
 func (b *box) shutDown() {
 	ctx, cancel := context.WithTimeout(b.life, b.m.p.StopGrace+killMargin)
 	defer cancel()
-	ctx, stop := whileAlive(ctx, b.vm)
-	defer stop()
 	if b.rec.State == sandbox.Paused {
 		if err := b.vm.Resume(ctx); err != nil {
 			b.log.Warn("paused guest can't be shut down", slog.Any("error", err))
 			return
 		}
 	}
+	ctx, stop := whileAlive(ctx, b.vm) // from its resume on: one that stood for want of room may go on
+	defer stop()
 	if err := b.guest.Shutdown(ctx, b.m.p.StopGrace); err != nil {
 		b.log.Warn("guest does not shut down", slog.Any("error", err))
 		return
