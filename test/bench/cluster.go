@@ -106,27 +106,20 @@ func (b *bench) prepareCluster(ctx context.Context) (*cluster, error) {
 }
 
 // saveSite makes the named snapshot of a cluster in which the site answers.
-func (c *cluster) saveSite(ctx context.Context) (err error) {
-	id, err := c.create(ctx, "kubernetes", false)
-	if err != nil {
+func (c *cluster) saveSite(ctx context.Context) error {
+	save := func(ctx context.Context, id string) error {
+		_, err := c.host.snapshots.CreateSnapshot(ctx, connect.NewRequest(&hostagentv1.CreateSnapshotRequest{SandboxId: id, Name: siteSnapshot}))
 		return err
 	}
-	defer func() { err = errors.Join(err, c.host.destroy(ctx, id)) }()
-	for _, step := range []func(context.Context, string) error{c.awaitNode, c.deploy, c.awaitSite} {
-		if err := step(ctx, id); err != nil {
-			return err
+	_, err := c.createToUse(ctx, "kubernetes", false, func(ctx context.Context, id string) error {
+		for _, step := range []func(context.Context, string) error{c.awaitNode, c.deploy, c.awaitSite, save} {
+			if err := step(ctx, id); err != nil {
+				return err
+			}
 		}
-	}
-	_, err = c.host.snapshots.CreateSnapshot(ctx, connect.NewRequest(&hostagentv1.CreateSnapshotRequest{SandboxId: id, Name: siteSnapshot}))
+		return nil
+	})
 	return err
-}
-
-func (c *cluster) create(ctx context.Context, template string, cold bool) (string, error) {
-	res, err := c.host.host.CreateSandbox(ctx, connect.NewRequest(&hostagentv1.CreateSandboxRequest{Template: template, ColdStart: cold}))
-	if err != nil {
-		return "", fmt.Errorf("create: %w", err)
-	}
-	return res.Msg.GetSandboxId(), nil
 }
 
 // warm copies the template, and then the snapshot.

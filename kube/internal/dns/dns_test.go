@@ -85,12 +85,10 @@ func TestUpstreamFollowsResolvConf(t *testing.T) {
 	}
 }
 
-func TestServerAsksUpstreamOverBothTransports(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "resolv.conf")
-	conf(t, path, "nameserver 127.0.0.1\n")
-	u := newUpstream(path, nil)
-	u.port = other(t, "192.0.2.1")
-	s, err := newServer("127.0.0.1", "0", func(next plugin.Handler) plugin.Handler { return next }, u)
+// served serves at an address of the loopback that was free, until stop.
+func served(t *testing.T, u *upstream, names plugin.Plugin) (address string, stop func() error) {
+	t.Helper()
+	s, err := newServer("127.0.0.1", "0", names, u)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,12 +96,21 @@ func TestServerAsksUpstreamOverBothTransports(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := l.Addr().String()
+	address = l.Addr().String()
 	_ = l.Close()
-	stop, err := serve(address, s)
+	stop, err = serve(address, s)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return address, stop
+}
+
+func TestServerAsksUpstreamOverBothTransports(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	conf(t, path, "nameserver 127.0.0.1\n")
+	u := newUpstream(path, nil)
+	u.port = other(t, "192.0.2.1")
+	address, stop := served(t, u, func(next plugin.Handler) plugin.Handler { return next })
 	if err := Ask(t.Context(), address, "example.org"); err != nil {
 		t.Error(err)
 	}
@@ -174,20 +181,7 @@ func TestDeadUpstreamDelaysNoNameOfTheCluster(t *testing.T) {
 	u := newUpstream(path, nil)
 	var asked <-chan struct{}
 	u.port, asked = silence(t)
-	s, err := newServer("127.0.0.1", "0", func(next plugin.Handler) plugin.Handler { return cluster{next} }, u)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
-	stop, err := serve(address, s)
-	if err != nil {
-		t.Fatal(err)
-	}
+	address, stop := served(t, u, func(next plugin.Handler) plugin.Handler { return cluster{next} })
 	var wg sync.WaitGroup
 	var answered atomic.Int32
 	waiting, giveUp := context.WithCancel(t.Context())
