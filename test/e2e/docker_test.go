@@ -372,6 +372,8 @@ func copiesOfDocker(t *testing.T, h dockerHost) {
 	if list := h.d.Hutch("snapshot", "ls"); !strings.Contains(list, "docker") {
 		t.Errorf("listed as\n%s", list)
 	}
+	pages := map[string]string{} // by port
+	first := freeNumber(t)
 	for i := range 2 {
 		h.id = h.d.Create("docker", "--id", fmt.Sprintf("copy-%d", i))
 		if r := inspect(t, h.d, h.id); r.Snapshot != snap {
@@ -384,5 +386,28 @@ func copiesOfDocker(t *testing.T, h dockerHost) {
 		if got := h.docker("run", "--rm", "app:1", "cat", "/proc/sys/kernel/hostname"); got == "" {
 			t.Error("a container has no name")
 		}
+		h.publishesAny(first, pages)
+	}
+	for port, text := range pages {
+		harness.Eventually(t, time.Minute, func() error { return wantPage(port, text) })
+	}
+}
+
+// publishesAny runs servers whose ports are left to be chosen, and notes at
+// which of the host each should be found: the daemons of two sandboxes would
+// choose the same, of a range that begins with first too.
+func (h dockerHost) publishesAny(first int, pages map[string]string) {
+	h.t.Helper()
+	for name, publish := range map[string][]string{
+		"any": {"-p", "80"}, "every": {"-P", "--expose", "80"}, "range": {"-p", fmt.Sprintf("%d-%d:80", first, first+4)},
+	} {
+		text := name + " of " + h.id
+		h.docker(slices.Concat([]string{"run", "-d", "--name", name}, publish, []string{"app:1", "site", "80", text})...)
+		where, _, _ := strings.Cut(h.docker("port", name, "80"), "\n")
+		port := where[strings.LastIndex(where, ":")+1:]
+		if other := pages[port]; other != "" {
+			h.t.Errorf("%q and %q are both to be found at port %s", other, text, port)
+		}
+		pages[port] = text + "\n"
 	}
 }

@@ -29,3 +29,12 @@ func (d dockerPorts) Reserve(ctx context.Context, id sandbox.ID, owner, name str
 	}
 	return d.table.Reserve(ctx, id, owner, name, list)
 }
+
+// Choose implements dockersock.Ports.
+func (d dockerPorts) Choose(ctx context.Context, id sandbox.ID, name string, wishes []dockersock.Wish) ([]uint16, func(), error) {
+	list := make([]ports.Wish, len(wishes))
+	for i, w := range wishes {
+		list[i] = ports.Wish(w)
+	}
+	return d.table.Choose(ctx, id, name, list)
+}

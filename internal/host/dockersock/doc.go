@@ -23,10 +23,11 @@
 // HTTP is spoken as far as needed. Connections that turn into something else
 // (attach, exec, the sessions of builds) are carried as bytes with half-closes
 // kept apart both ways: the end of a client's input is not the end of its
-// connection. Of all requests only those that start a container are looked at:
-// the ports of the host that it is to publish are reserved before the daemon
-// hears of the start, so that a port that is taken is an error of that start and
-// not a port that leads nowhere.
+// connection. Of all requests only those that make or start a container are
+// looked at. The ports of the host that it is to publish are reserved before the
+// daemon hears of the start, so that a port that is taken is an error of that
+// start and not a port that leads nowhere. What a new container leaves open (-P,
+// -p 80, a range) is chosen here: the daemon knows what is free in its guest.
 //
 // Tested over real sockets in front of an agent of test handlers and a daemon of
 // test handlers: half-closes, hijacked bulk by digest, many clients, restarts,

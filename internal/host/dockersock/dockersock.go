@@ -37,8 +37,21 @@ type Binding struct {
 	ContainerPort uint16
 }
 
+// Wish is a port of the host whose number is left open.
+type Wish struct {
+	Protocol      string // "tcp" or "udp"
+	HostIP        string // empty: every address
+	First, Last   uint16 // the numbers that will do; 0: any
+	ContainerPort uint16
+}
+
 // Ports reserves ports of the host.
 type Ports interface {
+	// Choose picks and reserves a number for each of the wishes of a container
+	// that is about to be made, or none; 0 is left to the guest. None that is
+	// free is fault.Exists. release gives back what no Reserve of these numbers
+	// has taken by then.
+	Choose(ctx context.Context, id sandbox.ID, name string, wishes []Wish) (numbers []uint16, release func(), err error)
 	// Reserve takes all ports that a container of sandbox id is to publish, or
 	// none. owner is the container's id, name is for people. A port that another
 	// has is fault.Exists, in the words of a failed net.Listen. release gives

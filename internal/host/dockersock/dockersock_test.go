@@ -464,6 +464,37 @@ func (p *fakePorts) Reserve(_ context.Context, id sandbox.ID, owner, name string
 	}, nil
 }
 
+// Choose gives the numbers of a range from its end, and 40000 and up; none for
+// addresses that are not loopback.
+func (p *fakePorts) Choose(_ context.Context, id sandbox.ID, name string, wishes []Wish) ([]uint16, func(), error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken {
+		return nil, nil, fault.New(fault.Exists, "listen tcp4 0.0.0.0:8000: bind: address already in use")
+	}
+	if p.err != nil {
+		return nil, nil, p.err
+	}
+	var numbers []uint16
+	key := string(id) + " new " + name
+	for i, w := range wishes {
+		n := w.Last
+		if n == 0 {
+			n = uint16(40000 + i)
+		}
+		if w.HostIP == "10.0.0.1" {
+			n = 0
+		}
+		numbers = append(numbers, n)
+		p.held[key] = append(p.held[key], Binding{w.Protocol, w.HostIP, n, w.ContainerPort})
+	}
+	return numbers, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.held, key)
+	}, nil
+}
+
 func (p *fakePorts) holds() map[string][]Binding {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -513,6 +544,59 @@ func TestStartsReservePorts(t *testing.T) {
 	}
 	if code, _ := w.do(c, "GET", "/_ping", nil); code != 200 {
 		t.Error(code)
+	}
+	w.awaitUse(0)
+}
+
+// TestNewContainersHaveTheirPortsChosen by the host, and everything else in the
+// request gets through as it was.
+func TestNewContainersHaveTheirPortsChosen(t *testing.T) {
+	ports := &fakePorts{held: map[string][]Binding{}}
+	w := newWorld(t, func(p *Params) { p.Ports = ports }).running()
+	c := w.client()
+	for _, tc := range []struct{ name, in, want string }{
+		{"nothing to choose", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":"8080"}]}}}`, ""},
+		{"no ports", `{"Image":"app","HostConfig":null}`, ""},
+		{"no request", `{`, ""},
+		{"another's network", `{"HostConfig":{"NetworkMode":"container:x","PublishAllPorts":true,"PortBindings":{"80/tcp":[{}]}}}`, ""},
+		{"any, a range and a number", `{"Odd":1.50,"HostConfig":{"Memory":9007199254740993,"PortBindings":` +
+			`{"80/tcp":[{"HostPort":""},{"HostPort":"8080"},{"HostIp":"127.0.0.1","HostPort":"8000-8010"}],"53/udp":[{"HostPort":"0"}],"9/sctp":[{}]}}}`,
+			`{"HostConfig":{"Memory":9007199254740993,"PortBindings":` +
+				`{"53/udp":[{"HostIp":"","HostPort":"40000"}],"80/tcp":[{"HostIp":"","HostPort":"40001"},{"HostIp":"","HostPort":"8080"},{"HostIp":"127.0.0.1","HostPort":"8010"}],` +
+				`"9/sctp":[{"HostIp":"","HostPort":""}]}},"Odd":1.50}`},
+		{"what the host does not open", `{"HostConfig":{"PortBindings":{"80":[{"HostIp":"10.0.0.1"},{"HostIp":"what?"},{"HostPort":"9-8"}]}}}`,
+			`{"HostConfig":{"PortBindings":{"80":[{"HostIp":"10.0.0.1","HostPort":""},{"HostIp":"what?","HostPort":""},{"HostIp":"","HostPort":"9-8"}]}}}`},
+		{"all that is exposed", `{"Image":"a/b:1","ExposedPorts":{"90/tcp":{}},"HostConfig":{"PublishAllPorts":true,"PortBindings":{"70/tcp":[{"HostPort":"7070"}]}}}`,
+			`{"ExposedPorts":{"90/tcp":{}},"HostConfig":{"PortBindings":{"70/tcp":[{"HostIp":"","HostPort":"7070"}],"80/tcp":[{"HostIp":"","HostPort":"40000"}],` +
+				`"90/tcp":[{"HostIp":"","HostPort":"40001"}]},"PublishAllPorts":true},"Image":"a/b:1"}`},
+		{"an image that is not there", `{"Image":"none","HostConfig":{"PublishAllPorts":true}}`, ""},
+	} {
+		if tc.want == "" {
+			tc.want = tc.in
+		}
+		code, got := w.do(c, "POST", "/v1.41/containers/create?name=web", strings.NewReader(tc.in))
+		if code != 201 || got != tc.want {
+			t.Errorf("%s: %d\n got %s\nwant %s", tc.name, code, got, tc.want)
+		}
+	}
+	if held := ports.holds(); len(held) != 1 {
+		t.Errorf("held: %v", held)
+	}
+	clear(ports.held)
+	const any = `{"HostConfig":{"PortBindings":{"80/tcp":[{}]}}}`
+	if code, body := w.do(c, "POST", "/containers/create?name=refused", strings.NewReader(any)); code != 409 || len(ports.holds()) != 0 {
+		t.Errorf("a container that is not made: %d %s, held %v", code, body, ports.holds())
+	}
+	ports.taken = true
+	if code, body := w.do(c, "POST", "/containers/create", strings.NewReader(any)); code != 500 || !strings.Contains(body, "a new container: Error starting userland proxy: listen tcp4") {
+		t.Errorf("no number is free: %d %s", code, body)
+	}
+	ports.taken, ports.err = false, errors.New("out of descriptors")
+	if code, body := w.do(c, "POST", "/containers/create", strings.NewReader(any)); code < 500 || !strings.Contains(body, "out of descriptors") {
+		t.Errorf("ports that can't be chosen: %d %s", code, body)
+	}
+	if code, body := w.do(c, "POST", "/containers/create", &pattern{n: maxCreate + 1}); code != 400 {
+		t.Errorf("a request without an end: %d %s", code, body)
 	}
 	w.awaitUse(0)
 }

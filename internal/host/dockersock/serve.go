@@ -41,21 +41,31 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		d.hijack(w, r, conn)
 		return
 	}
-	started := func(bool) {}
+	worked := nothing
 	if c, ok := startOf(r); ok {
-		if started, err = d.reserve(ctx, g, c); err != nil {
-			d.refuse(w, r, err)
-			return
-		}
+		worked, err = d.reserve(ctx, g, c)
+	} else if version, ok := createOf(r); ok && body != nil {
+		worked, err = d.choose(r, g, version, body)
+		body = nil // it was read
 	}
-	d.forward(w, r, conn, body, started)
+	if err != nil {
+		d.refuse(w, r, err)
+		return
+	}
+	d.forward(w, r, conn, body, worked)
 }
 
-// forward carries a request that is answered and nothing more. worked hears, once,
-// whether the daemon did it.
+// forward carries a request that is answered and nothing more. worked hears, once
+// and before the caller does, whether the daemon did it.
 func (d *door) forward(w http.ResponseWriter, r *http.Request, conn net.Conn, body *relay.Body, worked func(bool)) {
-	ok := false
-	defer func() { worked(ok) }() // also when the caller went away
+	told := false
+	tell := func(ok bool) {
+		if !told {
+			told = true
+			worked(ok)
+		}
+	}
+	defer tell(false) // also when the caller went away
 	if r.ContentLength != 0 {
 		// Let the answer begin before the request has ended. Connections of this
 		// server can.
@@ -75,7 +85,7 @@ func (d *door) forward(w http.ResponseWriter, r *http.Request, conn net.Conn, bo
 			}
 		},
 		ModifyResponse: func(res *http.Response) error {
-			ok = res.StatusCode < http.StatusBadRequest
+			tell(res.StatusCode < http.StatusBadRequest)
 			body.Answered(res.Header)
 			return nil
 		},

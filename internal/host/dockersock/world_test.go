@@ -483,6 +483,11 @@ func startDaemon(t testing.TB, path string) *daemon {
 	mux.HandleFunc("POST /v1.41/exec/{id}/start", d.attach)
 	mux.HandleFunc("GET /containers/{id}/json", inspectContainer)
 	mux.HandleFunc("POST /containers/{id}/start", startContainer)
+	mux.HandleFunc("POST /containers/create", createContainer)
+	mux.HandleFunc("POST /v1.41/containers/create", createContainer)
+	mux.HandleFunc("GET /v1.41/images/a/b:1/json", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, `{"Config":{"ExposedPorts":{"70/tcp":{},"80/tcp":{},"9/sctp":{}}}}`)
+	})
 	mux.HandleFunc("POST /containers/{id}/restart", startContainer)
 	d.srv = &http.Server{Handler: mux}
 	d.running.Go(func() { _ = d.srv.Serve(l) })
@@ -558,6 +563,16 @@ func inspectContainer(w http.ResponseWriter, r *http.Request) {
 			`"80/tcp":[{"HostIp":"","HostPort":"8080"},{"HostIp":"127.0.0.1","HostPort":"8081"}],"53/udp":[{"HostIp":"::","HostPort":"53"}],`+
 			`"90/tcp":[{"HostPort":""},{"HostPort":"9000-9010"}],"91/sctp":[{"HostPort":"91"}],"92/tcp":null}}}`)
 	}
+}
+
+// createContainer answers with what it was asked.
+func createContainer(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Query().Get("name") == "refused" {
+		http.Error(w, `{"message":"Conflict. The container name is already in use"}`, http.StatusConflict)
+		return
+	}
+	w.WriteHeader(http.StatusCreated)
+	_, _ = io.Copy(w, r.Body)
 }
 
 func startContainer(w http.ResponseWriter, r *http.Request) {

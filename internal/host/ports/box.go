@@ -230,10 +230,13 @@ func (o *owner) stop() {
 	}
 }
 
-// stopTimersLocked ends what would happen later. The table's mu is held.
+// stopTimersLocked ends what would happen later. Reservations stay what they
+// are. The table's mu is held.
 func (b *box) stopTimersLocked() {
 	for _, o := range b.owners {
-		o.stop()
+		if o.expire != nil {
+			o.expire.Stop()
+		}
 	}
 	if b.saving != nil {
 		b.saving.Stop()

@@ -14,7 +14,7 @@
 // neither can close the other's. A port that is taken is told by List, and tried
 // again when a listener of ours is closed, when anything changes, and every 15 s
 // while there is such a port. Reserve takes ports ahead, for a container that is
-// about to start.
+// about to start, and Choose picks numbers for one that is about to be made.
 //
 // A sandbox that is paused or hibernated keeps its listeners, over restarts of
 // hutchd too: a connection resumes one with auto_resume, and is reset otherwise.

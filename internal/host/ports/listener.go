@@ -38,6 +38,11 @@ func (l *listener) serves(bd *binding) bool {
 // close closes the port. Those who wait for l end by themselves.
 func (l *listener) close() {
 	l.end()
+	l.free()
+}
+
+// free gives the port back to the host.
+func (l *listener) free() {
 	if l.tcp != nil {
 		_ = l.tcp.Close()
 	} else {

@@ -23,7 +23,6 @@ const reservedFor = 2 * time.Minute
 // When the guest tells of the owner, what it tells counts. Until then release
 // takes the reservation back; so does time, after 2 minutes.
 func (t *Table) Reserve(_ context.Context, id sandbox.ID, owner, name string, bindings []Binding) (release func(), err error) {
-	nothing := func() {}
 	if t.p.Policy.Bind == None {
 		return nothing, nil
 	}
@@ -34,12 +33,9 @@ func (t *Table) Reserve(_ context.Context, id sandbox.ID, owner, name string, bi
 	o.Bindings = slices.DeleteFunc(o.Bindings, func(b Binding) bool { return b.HostPort == 0 })
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed {
-		return nil, fault.New(fault.Unavailable, "hutchd is stopping")
-	}
-	b := t.boxes[id]
-	if b == nil {
-		b = t.addLocked(id) // its state was not told yet
+	b, err := t.boxLocked(id)
+	if err != nil {
+		return nil, err
 	}
 	if old := b.owners[o.ID]; old != nil && old.expire == nil {
 		return nothing, nil // it runs: starting it does nothing
@@ -53,9 +49,28 @@ func (t *Table) Reserve(_ context.Context, id sandbox.ID, owner, name string, bi
 		b.removeLocked(o.ID)
 		return nil, err
 	}
-	made.expire = time.AfterFunc(reservedFor, func() { b.release(made) })
+	return b.holdLocked(made), nil
+}
+
+// nothing is how no reservation is released.
+func nothing() {}
+
+// boxLocked returns the box of a sandbox that is used. t.mu is held.
+func (t *Table) boxLocked(id sandbox.ID) (*box, error) {
+	if t.closed {
+		return nil, fault.New(fault.Unavailable, "hutchd is stopping")
+	}
+	if b := t.boxes[id]; b != nil {
+		return b, nil
+	}
+	return t.addLocked(id), nil // its state was not told yet
+}
+
+// holdLocked makes o a reservation. The table's mu is held.
+func (b *box) holdLocked(o *owner) (release func()) {
+	o.expire = time.AfterFunc(reservedFor, func() { b.release(o) })
 	b.hurry() // a runtime is there
-	return func() { b.release(made) }, nil
+	return func() { b.release(o) }
 }
 
 // refusedLocked returns why the host does not let o have its ports. The table's
