@@ -31,7 +31,7 @@ func (c *Cluster) current(d Distribution) *life {
 		c.forget()
 		l := &life{pid: st.PID, access: d.API}
 		l.observer = newObserver(d, l.connect)
-		l.watcher = &watcher{look: l.observer.look}
+		l.watcher = &watcher{look: l.observer.look, all: &c.all}
 		c.life = l
 	}
 	return c.life

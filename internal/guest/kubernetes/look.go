@@ -229,6 +229,7 @@ func (q Question) ask(ctx context.Context) error {
 // wait for the end of it.
 type watcher struct {
 	look func(context.Context) view
+	all  *sync.WaitGroup // every look that goes on
 
 	mu      sync.Mutex
 	last    view
@@ -236,12 +237,13 @@ type watcher struct {
 }
 
 // latest looks, and returns what was seen: this time if that is soon enough,
-// else the time before. Who owns ctx ends the look with it.
+// else the time before. The look ends with ctx.
 func (w *watcher) latest(ctx context.Context, patience time.Duration) view {
 	w.mu.Lock()
 	if w.looking == nil {
-		w.looking = make(chan struct{})
-		go w.run(ctx, w.looking)
+		done := make(chan struct{})
+		w.looking = done
+		w.all.Go(func() { w.run(ctx, done) })
 	}
 	looking := w.looking
 	w.mu.Unlock()

@@ -198,8 +198,13 @@ func TestContainersAndShimsGo(t *testing.T) {
 	container.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd()), Setsid: true}
 	shims := []*exec.Cmd{
 		{Path: "/bin/sleep", Args: []string{"/usr/bin/containerd-shim-runc-v2", "1000"}},
-		{Path: "/bin/sh", Args: []string{"/usr/bin/containerd-shim-runc-v2", "-c", "sleep 1000; :", "-namespace", "hutch-test"}},
-		{Path: "/bin/sh", Args: []string{"/usr/bin/containerd-shim-runc-v2", "-c", "sleep 1000; :", "-namespace", "moby"}},
+		{Path: "/bin/sh", Args: []string{"/usr/bin/containerd-shim-runc-v2", "-c", "read forever", "-namespace", "hutch-test"}},
+		{Path: "/bin/sh", Args: []string{"/usr/bin/containerd-shim-runc-v2", "-c", "read forever", "-namespace", "moby"}},
+	}
+	for _, c := range shims { // without a child, which would look like it until its exec
+		if _, err := c.StdinPipe(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	all := append([]*exec.Cmd{container}, shims...)
 	ended := make([]chan struct{}, len(all))
